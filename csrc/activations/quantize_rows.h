@@ -1,0 +1,105 @@
+// The row quantizer, written once over the vector type of simd/<isa>.h; each <isa>.cpp includes that, then this. Contract: quantize.h.
+#pragma once
+#include <cstdint>
+#include <cstring>
+
+#include "gossamer/quantize.h"
+
+namespace gossamer {
+namespace {
+
+inline Vec load_as(const float* p) { return load(p); }
+struct Bf16 {
+    uint16_t bits;
+};
+struct F16 {
+    uint16_t bits;
+};
+inline Vec load_as(const Bf16* p) { return load_bf16(&p->bits); }
+inline Vec load_as(const F16* p) { return load_f16(&p->bits); }
+
+// The last n < width elements of a row, zeros behind them.
+template <class T>
+inline Vec load_tail(const T* p, int64_t n) {
+    T padded[Vec::width] = {};
+    std::memcpy(padded, p, static_cast<size_t>(n) * sizeof(T));
+    return load_as(padded);
+}
+
+template <class T>
+uint32_t abs_max_bits(const T* x, int64_t K) {
+    // Four chains hide the latency of the maximum.
+    constexpr int64_t w = Vec::width;
+    AbsMax m0, m1, m2, m3;
+    int64_t k = 0;
+    for (; k + 4 * w <= K; k += 4 * w) {
+        update(m0, load_as(x + k));
+        update(m1, load_as(x + k + w));
+        update(m2, load_as(x + k + 2 * w));
+        update(m3, load_as(x + k + 3 * w));
+    }
+    for (; k + w <= K; k += w) update(m0, load_as(x + k));
+    if (k < K) update(m1, load_tail(x + k, K - k));
+    update(m0, m1);
+    update(m2, m3);
+    update(m0, m2);
+    return reduce(m0);
+}
+
+// One row into lines of 64 bytes, line_stride bytes apart.
+template <class T>
+void store_row(const T* x, int64_t K, float before, float inverse, uint8_t* line, int64_t line_stride) {
+    constexpr int64_t w = Vec::width;
+    const Vec vbefore = broadcast(before), vinverse = broadcast(inverse);
+    int64_t k = 0;
+    for (; k + kChunk <= K; k += kChunk, line += line_stride) {
+        for (int64_t j = 0; j < kChunk; j += w) store_biased_u8(line + j, load_as(x + k + j) * vbefore * vinverse);
+    }
+    if (k == K) return;
+    for (int64_t j = 0; j < kChunk; j += w) {
+        const int64_t left = K - k - j;
+        const Vec v = left >= w ? load_as(x + k + j) : left > 0 ? load_tail(x + k + j, left) : broadcast(0.0f);
+        store_biased_u8(line + j, v * vbefore * vinverse);
+    }
+}
+
+inline float float_of_bits(uint32_t bits) {
+    float x;
+    std::memcpy(&x, &bits, 4);
+    return x;
+}
+
+template <class T>
+void quantize_row(const T* x, int64_t K, uint8_t* line, int64_t line_stride, float* scale) {
+    constexpr uint32_t infinity = 0x7f800000;
+    const uint32_t bits = abs_max_bits(x, K);
+    if (bits == 0 || bits >= infinity) {
+        *scale = bits == 0 ? 0.0f : float_of_bits(0x7fc00000);
+        for (int64_t k = 0; k < K; k += kChunk, line += line_stride) std::memset(line, 128, kChunk);
+        return;
+    }
+    const float amax = float_of_bits(bits);
+    *scale = amax / 127.0f;
+    const float before = amax < 0x1p-100f ? 0x1p100f : 1.0f;
+    store_row(x, K, before, 127.0f / (amax * before), line, line_stride);
+}
+
+template <class T>
+void quantize_rows_of(const QuantizeRows& rows) {
+    const int64_t R = rows.panel_rows, line_stride = R * kChunk, panel_stride = R * padded_k(rows.K);
+    for (int64_t m = rows.first_row; m < rows.last_row; ++m) {
+        uint8_t* line = rows.panels + m / R * panel_stride + m % R * kChunk;
+        quantize_row(static_cast<const T*>(rows.x) + m * rows.x_row_stride, rows.K, line, line_stride, rows.scale + m);
+    }
+}
+
+void quantize_rows(const QuantizeRows& rows) {
+    switch (rows.x_dtype) {
+        case DType::f32: return quantize_rows_of<float>(rows);
+        case DType::bf16: return quantize_rows_of<Bf16>(rows);
+        case DType::f16: return quantize_rows_of<F16>(rows);
+    }
+}
+
+}  // namespace
+}  // namespace gossamer

@@ -1,0 +1,12 @@
+// gossamer._C: one bind_*.cpp per part of the contract. The types are in python/gossamer/_C.pyi.
+#include <pybind11/pybind11.h>
+
+namespace gossamer {
+void bind_cpu(pybind11::module_& module);
+void bind_linear(pybind11::module_& module);
+}  // namespace gossamer
+
+PYBIND11_MODULE(_C, module) {
+    gossamer::bind_cpu(module);
+    gossamer::bind_linear(module);
+}

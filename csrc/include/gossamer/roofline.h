@@ -1,0 +1,16 @@
+// What this machine can reach: peaks of the multiply instructions and read bandwidth, measured.
+#pragma once
+#include <cstdint>
+#include <string>
+#include <vector>
+
+namespace gossamer {
+
+// Those this machine has, of "fma-f32", "vnni-int8" and "amx-int8".
+std::vector<std::string> peak_instructions();
+// Operations per second of all threads together, the best of several slices of time. Throws for an unknown or unavailable instruction.
+double peak_ops(const std::string& instruction, int threads, double seconds);
+// Bytes per second read by all threads together, each from its own part of one buffer.
+double read_bandwidth(int64_t buffer_bytes, int threads, double seconds);
+
+}  // namespace gossamer

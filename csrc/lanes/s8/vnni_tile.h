@@ -1,0 +1,101 @@
+// The VPDPBUSD tile, written once over the vector type; avx512vnni.cpp (zmm) and avxvnni.cpp (ymm) define, then include this:
+//
+//   struct Sums { static constexpr int64_t columns; ... };    int32 sums of `columns` columns
+//   Sums zero(), load(const int32_t*), add(Sums, Sums);  void store(int32_t*, Sums)
+//   Sums dot(Sums sum, const uint8_t* a, Sums line)           sum += 4 bytes of A, broadcast, times 4 x columns bytes of B
+//
+// A tile is rows x vectors x chains: `chains` splits K so that few rows still have enough independent sums to hide the latency.
+#pragma once
+#include <cstdint>
+
+#include "gossamer/s8.h"
+
+namespace gossamer {
+namespace {
+
+inline constexpr int64_t kLineBytes = kPanelColumns * 4;  // one line of B: 16 columns x 4 k
+// How far ahead of a stream of B to prefetch: a page, which is where the hardware prefetcher stops.
+inline constexpr int64_t kPrefetchBytes = 4096;
+
+// Vector v of a strip: which panel, and where in its lines.
+inline int64_t vector_offset(int64_t v, int64_t b_panel_stride) {
+    const int64_t column = v * Sums::columns;
+    return column / kPanelColumns * b_panel_stride + column % kPanelColumns * 4;
+}
+
+template <int rows, int vectors, int chains>
+struct Tile {
+    Sums sums[chains][rows][vectors];
+};
+
+template <int rows, int vectors, int chains>
+inline void multiply(Tile<rows, vectors, chains>& t, const uint8_t* a, const int8_t* b, int64_t b_panel_stride, int64_t lines) {
+    for (int64_t i = 0; i < lines; i += chains, a += 4 * chains, b += kLineBytes * chains) {
+#pragma GCC unroll 8
+        for (int u = 0; u < chains; ++u) {
+            Sums line[vectors];
+#pragma GCC unroll 2
+            for (int v = 0; v < vectors; ++v) {
+                const int8_t* p = b + u * kLineBytes + vector_offset(v, b_panel_stride);
+                line[v] = load_line(p);
+                // With many rows a line is used long enough for the hardware to be ahead.
+                if (rows <= 4 && v * Sums::columns % kPanelColumns == 0) prefetch(p + kPrefetchBytes);
+            }
+#pragma GCC unroll 8
+            for (int r = 0; r < rows; ++r) {
+                const Sums word = broadcast4(a + r * kChunk + 4 * u);
+#pragma GCC unroll 2
+                for (int v = 0; v < vectors; ++v) t.sums[u][r][v] = dot(t.sums[u][r][v], word, line[v]);
+            }
+        }
+    }
+}
+
+template <int rows, int vectors, int chains>
+void run_tile(const S8Block& block, const uint8_t* a, int64_t first_vector, int32_t* c) {
+    const int64_t first_column = first_vector * Sums::columns;
+    Tile<rows, vectors, chains> t;
+    for (int r = 0; r < rows; ++r) {
+        for (int v = 0; v < vectors; ++v) {
+            const int32_t* before = block.init != nullptr ? block.init : c + r * kStripColumns;
+            t.sums[0][r][v] = load(before + first_column + v * Sums::columns);
+            for (int u = 1; u < chains; ++u) t.sums[u][r][v] = zero();
+        }
+    }
+    const int8_t* b = block.b + vector_offset(first_vector, block.b_panel_stride);
+    for (int64_t k = 0; k < block.K; k += kChunk, a += block.panel_rows * kChunk, b += kChunk * kPanelColumns) {
+        multiply(t, a, b, block.b_panel_stride, (block.K - k < kChunk ? block.K - k : kChunk) / 4);
+    }
+    for (int r = 0; r < rows; ++r) {
+        for (int v = 0; v < vectors; ++v) {
+            Sums sum = t.sums[0][r][v];
+            for (int u = 1; u < chains; ++u) sum = add(sum, t.sums[u][r][v]);
+            store(c + r * kStripColumns + first_column + v * Sums::columns, sum);
+        }
+    }
+}
+
+// Tiles from left to right over the strip.
+template <int rows, int vectors, int chains>
+void run_rows(const S8Block& block, const uint8_t* a, int32_t* c) {
+    const int64_t count = block.n_panels * kPanelColumns / Sums::columns;
+    int64_t v = 0;
+    for (; v + vectors <= count; v += vectors) run_tile<rows, vectors, chains>(block, a, v, c);
+    for (; v < count; ++v) run_tile<rows, 1, chains>(block, a, v, c);
+}
+
+// Groups of at most max_rows rows that do not cross a panel.
+template <int64_t max_rows>
+void run_blocks(const S8Block& block, void (*run_group)(const S8Block&, const uint8_t*, int64_t, int32_t*)) {
+    for (int64_t m = 0; m < block.M;) {
+        const int64_t in_panel = m % block.panel_rows;
+        int64_t rows = block.panel_rows - in_panel < block.M - m ? block.panel_rows - in_panel : block.M - m;
+        if (rows > max_rows) rows = max_rows;
+        const uint8_t* a = block.a + m / block.panel_rows * block.a_panel_stride + in_panel * kChunk;
+        run_group(block, a, rows, block.c + m * kStripColumns);
+        m += rows;
+    }
+}
+
+}  // namespace
+}  // namespace gossamer
