@@ -2,7 +2,7 @@
 // microkernel over K, then the epilogue.
 //
 // Loop nest of one thread, outermost first:
-//   slabs           kSlabRows rows of x, so that the quantized copy stays bounded (and in L3) for any M
+//   slabs           at most kSlabRows rows and kSlabBytes of x, so that the quantized copy stays bounded, and in L3, for any M and K
 //   row blocks      at most block_rows x K bytes of A, in L2
 //   strips          32 columns of B, read from memory once per row block
 //   sum blocks      one, or one per group of the weight
@@ -20,7 +20,7 @@
 namespace gossamer {
 namespace {
 
-constexpr int64_t kSlabRows = 2048;
+constexpr int64_t kSlabRows = 2048, kSlabBytes = int64_t{16} << 20;
 constexpr int64_t kMaxBlockRows = 256;
 constexpr int64_t kBlockBytes = 1 << 20;  // of A, half of a 2 MiB L2
 // Up to this many rows every thread quantizes all of x for itself, which is cheaper than a barrier.
@@ -111,21 +111,42 @@ void multiply(const S8Kernels& s8, const Activations& a, const Int8Weight& w, co
 }
 
 float bias_at(const Epilogue& e, int64_t n) {
-    if (e.bias == nullptr) return 0.0f;
     if (e.bias_dtype == DType::f32) return static_cast<const float*>(e.bias)[n];
     const uint16_t* bits = static_cast<const uint16_t*>(e.bias) + n;
     return (e.bias_dtype == DType::bf16 ? load_bf16(bits) : load_f16(bits)).v;
 }
 
-// Scales and bias of one strip, padded to its 32 columns; `scaled`: the sums carry the scales already.
-struct StripConstants {
-    float scale[kStripColumns] = {}, bias[kStripColumns] = {};
-    StripConstants(const Int8Weight& w, const Epilogue& e, const Cell& cell, bool scaled) {
-        for (int64_t n = 0; n < cell.columns; ++n) {
-            scale[n] = scaled ? 1.0f : w.scales[cell.first_column() + n];
-            bias[n] = bias_at(e, cell.first_column() + n);
-        }
+constexpr float kZeros[kStripColumns] = {};
+constexpr struct Ones {
+    float values[kStripColumns];
+    constexpr Ones() : values() {
+        for (float& x : values) x = 1.0f;
     }
+} kOnes;
+
+// Scales and bias of one strip as 32 floats each: in place where they lie so, else copied. `scaled`: the sums carry the scales already.
+struct StripConstants {
+    const float* scale = kOnes.values;
+    const float* bias = kZeros;
+
+    StripConstants(const Int8Weight& w, const Epilogue& e, const Cell& cell, bool scaled) {
+        const bool whole = cell.columns == kStripColumns;
+        if (!scaled) scale = whole ? w.scales + cell.first_column() : copy(scale_copy_, cell, [&](int64_t n) { return w.scales[n]; });
+        if (e.bias == nullptr) return;
+        const bool in_place = whole && e.bias_dtype == DType::f32;
+        bias = in_place ? static_cast<const float*>(e.bias) + cell.first_column()
+                        : copy(bias_copy_, cell, [&](int64_t n) { return bias_at(e, n); });
+    }
+    StripConstants(const StripConstants&) = delete;
+    StripConstants& operator=(const StripConstants&) = delete;
+
+private:
+    template <class At>
+    static const float* copy(float* to, const Cell& cell, const At& value_at) {
+        for (int64_t n = 0; n < kStripColumns; ++n) to[n] = n < cell.columns ? value_at(cell.first_column() + n) : 0.0f;
+        return to;
+    }
+    float scale_copy_[kStripColumns], bias_copy_[kStripColumns];
 };
 
 FinishTile finish_tile(const Epilogue& e, const Activations& a, int64_t slab, const Cell& cell, const StripConstants& strip) {
@@ -172,7 +193,7 @@ void run_cell_grouped(const Job& job, const Activations& a, int64_t slab, const 
 void run_cell_long(const Job& job, const Activations& a, int64_t slab, const Cell& cell) {
     alignas(64) int32_t acc[kMaxBlockRows * kStripColumns];
     alignas(64) float sum[kMaxBlockRows * kStripColumns];
-    const auto total = std::make_unique<int64_t[]>(kMaxBlockRows * kStripColumns);
+    int64_t total[kMaxBlockRows * kStripColumns] = {};
     const Int8Weight& w = job.call.weight;
     const int64_t count = cell.rows * kStripColumns;
     for (int64_t s = 0; s < w.layout.sum_blocks; ++s) {
@@ -250,7 +271,8 @@ void linear(const LinearCall& call) {
     if (call.M == 0) return;
     const Job job(call);
     const int threads = useful_threads(call.M, w, call.threads);
-    const int64_t slab_rows = std::min(call.M, kSlabRows), bytes = Activations::size_bytes(slab_rows, w.K);
+    const int64_t slab_panels = std::max<int64_t>(1, kSlabBytes / (w.K64 * kPanelRows));
+    const int64_t slab_rows = std::min({call.M, kSlabRows, slab_panels * kPanelRows}), bytes = Activations::size_bytes(slab_rows, w.K);
     const bool private_copies = call.M <= kPrivateRows;
     uint8_t* memory = workspace.reserve(private_copies ? bytes * threads : bytes);
     parallel(threads, [&](Team team) {

@@ -1,4 +1,8 @@
 // Packing, unpacking and expanding format int8. Contract: format_int8.h.
+#if defined(__linux__)
+#include <sys/mman.h>
+#endif
+
 #include <algorithm>
 #include <cstring>
 #include <limits>
@@ -12,6 +16,17 @@ namespace gossamer {
 namespace {
 
 constexpr int64_t round_up(int64_t x, int64_t to) { return (x + to - 1) / to * to; }
+
+// Ask for 2 MiB pages where the buffer spans some: a weight of 16 MiB then needs 8 entries of the TLB instead of 4096. Only a hint, and
+// only before the bytes are first written.
+void prefer_huge_pages(void* buffer, int64_t size) {
+#if defined(__linux__)
+    constexpr uintptr_t kHugePage = uintptr_t{2} << 20;
+    const uintptr_t first = (reinterpret_cast<uintptr_t>(buffer) + kHugePage - 1) / kHugePage * kHugePage;
+    const uintptr_t last = (reinterpret_cast<uintptr_t>(buffer) + static_cast<uintptr_t>(size)) / kHugePage * kHugePage;
+    if (first < last) madvise(reinterpret_cast<void*>(first), last - first, MADV_HUGEPAGE);
+#endif
+}
 
 // Where W[n,k] lies in the panels.
 int64_t panel_index(const Int8Layout& l, int64_t n, int64_t k) {
@@ -93,6 +108,7 @@ Int8Weight int8_view(const void* packed, int64_t packed_bytes) {
 
 void int8_pack(const int8_t* values, const float* scales, int64_t N, int64_t K, int64_t G, void* packed, int threads) {
     const Int8Layout l = int8_layout(N, K, G);
+    prefer_huge_pages(packed, l.size_bytes);
     char* bytes = static_cast<char*>(packed);
     std::memset(bytes, 0, static_cast<size_t>(l.size_bytes));
     PackedHeader header{};

@@ -28,7 +28,6 @@ namespace {
 inline constexpr int64_t kBlockK = 256;
 inline constexpr int64_t kRows = 4;
 inline constexpr int64_t kLineBytes = kPanelColumns * 4;
-inline constexpr int64_t kPrefetchBytes = 4096;  // a page ahead, where the hardware prefetcher stops
 
 inline __m256i load(const void* p) { return _mm256_loadu_si256(static_cast<const __m256i*>(p)); }
 inline void store(void* p, __m256i x) { _mm256_storeu_si256(static_cast<__m256i*>(p), x); }
@@ -128,7 +127,6 @@ template <int rows>
 void run_few_rows_panel(const int16_t* a, const int8_t* b, int64_t K, const int32_t* init, int32_t* c) {
     __m256i sums[rows][4] = {};
     for (int64_t k = 0; k < K; k += 4, b += kLineBytes) {
-        _mm_prefetch(reinterpret_cast<const char*>(b) + kPrefetchBytes, _MM_HINT_T0);
         __m256i quad[rows];
         for (int r = 0; r < rows; ++r) {
             int64_t four;

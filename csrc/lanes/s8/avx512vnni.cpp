@@ -29,7 +29,6 @@ inline Sums load_line(const int8_t* p) { return {_mm512_loadu_si512(p)}; }
 inline void store(int32_t* p, Sums s) { _mm512_storeu_si512(p, s.v); }
 inline Sums add(Sums a, Sums b) { return {_mm512_add_epi32(a.v, b.v)}; }
 inline Sums dot(Sums sum, Sums word, Sums line) { return {_mm512_dpbusd_epi32(sum.v, word.v, line.v)}; }
-inline void prefetch(const int8_t* p) { _mm_prefetch(reinterpret_cast<const char*>(p), _MM_HINT_T0); }
 inline Sums broadcast4(const uint8_t* a) {
     int32_t word;
     std::memcpy(&word, a, 4);

@@ -29,7 +29,6 @@ inline Sums dot(Sums sum, Sums word, Sums line) {
     return {_mm256_dpbusd_epi32(sum.v, word.v, line.v)};
 #endif
 }
-inline void prefetch(const int8_t* p) { _mm_prefetch(reinterpret_cast<const char*>(p), _MM_HINT_T0); }
 inline Sums broadcast4(const uint8_t* a) {
     int32_t word;
     std::memcpy(&word, a, 4);
