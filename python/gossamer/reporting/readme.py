@@ -1,0 +1,157 @@
+"""The tables of README.md and docs/*.md, made from ``bench/results/*.jsonl``.
+
+A document asks for a table with a pair of markers, and what stands between them is replaced::
+
+    <!-- table:linear -->
+    <!-- /table -->
+
+The name is that of a results file. ``table:linear/4096x4096`` takes the layers N x K of it only.
+
+``python -m gossamer.reporting.readme`` rewrites the documents, with ``--check`` it only tells
+whether they are in step, by its exit status.
+"""
+
+from __future__ import annotations
+
+import argparse
+import re
+from collections.abc import Sequence
+from pathlib import Path
+
+from gossamer.bench import results
+from gossamer.bench.results import Results, Row
+
+MARKERS = re.compile(
+    r"(?P<open><!-- table:(?P<name>[\w.-]+)(?:/(?P<part>\w+))? -->\n)"
+    r"(?P<body>.*?)"
+    r"(?P<close><!-- /table -->)",
+    re.DOTALL,
+)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Command line; returns the exit status."""
+    parser = argparse.ArgumentParser(prog="python -m gossamer.reporting.readme")
+    parser.add_argument("--check", action="store_true", help="change nothing, exit 1 if stale")
+    parser.add_argument("--root", type=Path, default=Path(), help="top of the repository")
+    options = parser.parse_args(arguments)
+    stale = stale_documents(options.root)
+    for path, text in stale.items():
+        if options.check:
+            print(f"{path}: tables are out of date; run python -m gossamer.reporting.readme")
+        else:
+            results.replace_text(path, text)
+            print(f"{path}: tables rewritten")
+    return 1 if options.check and stale else 0
+
+
+def stale_documents(root: Path) -> dict[Path, str]:
+    """Documents of the repository at ``root`` whose tables are out of date, and their new text.
+
+    Raises
+    ------
+    ValueError
+        When a marker names results that do not exist, or an opening marker has no end.
+    """
+    stale = {}
+    for path in (root / "README.md", *sorted((root / "docs").glob("*.md"))):
+        text = path.read_text() if path.exists() else ""
+        new = fill(text, root / "bench" / "results", str(path))
+        if new != text:
+            stale[path] = new
+    return stale
+
+
+def fill(text: str, folder: Path, document: str) -> str:
+    """``text`` with every table made anew from the results in ``folder``."""
+    if text.count("<!-- table:") != len(MARKERS.findall(text)):
+        raise ValueError(f"fill: {document}: a table marker is malformed or has no end")
+
+    def replacement(match: re.Match[str]) -> str:
+        path = folder / f"{match['name']}.jsonl"
+        if not path.exists():
+            raise ValueError(f"fill: {document}: table {match['name']}: there is no {path.name}")
+        return match["open"] + render(results.read(path), match["part"]) + match["close"]
+
+    return MARKERS.sub(replacement, text)
+
+
+def render(measured: Results, part: str | None = None) -> str:
+    """Markdown of one results file: its tables, then what they were measured on.
+
+    Raises
+    ------
+    ValueError
+        When there is nothing to show, or ``part`` names no layer.
+    """
+    kinds = {row["kind"] for row in measured.rows} - {"roof"}
+    if kinds == {"model"}:
+        tables = _model_tables(measured.rows)
+    elif kinds == {"linear"}:
+        tables = _linear_tables(measured.rows, part)
+    else:
+        raise ValueError(f"render: measured: rows of kind {sorted(kinds)} cannot be shown")
+    if not tables:
+        raise ValueError(f"render: part: no layer {part}")
+    return "\n".join([*tables, _provenance(measured.environment)])
+
+
+def _linear_tables(rows: Sequence[Row], part: str | None) -> list[str]:
+    """For each layer: contenders down, numbers of rows across."""
+    layers: dict[tuple[str, int, int], list[Row]] = {}
+    for row in rows:
+        if row["kind"] == "linear" and part in (None, f"{row['N']}x{row['K']}"):
+            layers.setdefault((row["layer"], row["N"], row["K"]), []).append(row)
+    return [_linear_table(*layer, mine) for layer, mine in layers.items()]
+
+
+def _linear_table(name: str, N: int, K: int, rows: Sequence[Row]) -> str:
+    columns = list(dict.fromkeys(row["M"] for row in rows))
+    lines = []
+    for contender in dict.fromkeys(row["contender"] for row in rows):
+        mine = {row["M"]: row for row in rows if row["contender"] == contender}
+        errors = [row["error"] for row in mine.values() if row["failure"] is None]
+        error = f"{max(errors):.1e}" if errors else "-"
+        lines.append([contender, *(_linear_cell(mine[M]) for M in columns), error])
+    title = f"**{name + ', ' if name else ''}N={N} K={K}**: ms (speed-up, share of the roof)\n\n"
+    return title + _table(["", *(f"M={M}" for M in columns), "error"], lines)
+
+
+def _linear_cell(row: Row) -> str:
+    if row["failure"] is not None:
+        return str(row["failure"]).split(":")[0]
+    noisy = ", noisy" if row["noisy"] else ""
+    return f"{row['ms']:.3g} (x{row['speedup']:.1f}, {row['roof_share']:.0%}{noisy})"
+
+
+def _model_tables(rows: Sequence[Row]) -> list[str]:
+    from gossamer.bench import model
+
+    names = dict.fromkeys(row["model"] for row in rows)
+    tables = []
+    for name in names:
+        header, lines = model.table([row for row in rows if row["model"] == name])
+        tables.append(f"**{name}**\n\n" + _table(header, lines))
+    return tables
+
+
+def _table(header: Sequence[str], lines: Sequence[Sequence[str]]) -> str:
+    rule = ["---"] + ["---:"] * (len(header) - 1)
+    return "".join(f"| {' | '.join(cells)} |\n" for cells in (header, rule, *lines))
+
+
+def _provenance(environment: Row) -> str:
+    facts = [
+        environment["cpu"],
+        f"{environment['threads']} threads",
+        environment["isa"],
+        f"torch {environment['torch']}",
+        environment["date"],
+    ]
+    if environment["revision"]:
+        facts.append(f"revision {environment['revision'][:10]}")
+    return f"*{', '.join(facts)}*\n"
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
