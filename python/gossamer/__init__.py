@@ -1,0 +1,12 @@
+"""Light torch models that really run faster: quantized layers on CPU kernels of our own."""
+
+from __future__ import annotations
+
+import torch as _torch  # noqa: F401  # first: the extension then shares torch's OpenMP runtime
+
+from . import cpu, formats, kernels, nn
+from .compression import Quantize, compress
+from .reporting import report
+
+__all__ = ["Quantize", "compress", "cpu", "formats", "kernels", "nn", "report"]
+__version__ = "0.1.0"

@@ -1,0 +1,335 @@
+"""report(): every packed layer of a model with its size and error, and what was left dense."""
+
+from __future__ import annotations
+
+import dataclasses
+import statistics
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ..compression import LeftAlone
+from ..nn import Linear
+
+_ROUNDS = 15
+_SECONDS_PER_ROUND = 5e-4
+
+
+@dataclass(frozen=True)
+class LayerReport:
+    """One packed layer.
+
+    Attributes
+    ----------
+    name : str
+        Name of the module in the model.
+    shape : tuple of int
+        (out_features, in_features).
+    format : str
+        Name of the format, with the group size after a colon where there is one.
+    bits_per_weight : float
+        Of the packed weight, scales and padding included.
+    bytes_before, bytes_after : int
+        Of the weight, dense (float32 where the dense layer is not known) and packed.
+    error : float or None
+        ``|W - Ŵ| / |W|`` (Frobenius); None where the dense weight was never seen.
+    ms, ms_dense : float or None
+        Milliseconds of a call, packed and dense; None unless measured.
+    """
+
+    name: str
+    shape: tuple[int, int]
+    format: str
+    bits_per_weight: float
+    bytes_before: int
+    bytes_after: int
+    error: float | None
+    ms: float | None = None
+    ms_dense: float | None = None
+
+
+@dataclass(frozen=True)
+class Totals:
+    """Sums over the packed layers, and over all parameters and buffers of the model.
+
+    Attributes
+    ----------
+    layers : int
+        Packed layers.
+    bytes_before, bytes_after : int
+        Of their weights.
+    model_bytes_before, model_bytes_after : int
+        Of the whole model.
+    ms, ms_dense : float or None
+        Sums over the layers; None unless measured.
+    """
+
+    layers: int
+    bytes_before: int
+    bytes_after: int
+    model_bytes_before: int
+    model_bytes_after: int
+    ms: float | None = None
+    ms_dense: float | None = None
+
+
+@dataclass(frozen=True)
+class Report:
+    """What :func:`report` found; ``str()`` is a plain table.
+
+    Attributes
+    ----------
+    layers : tuple of LayerReport
+        In the order of the model.
+    left_alone : tuple of LeftAlone
+        Linear layers that stayed dense, and why.
+    totals : Totals
+        Sums.
+    batch : int or None
+        Rows per call, where times were measured.
+    """
+
+    layers: tuple[LayerReport, ...]
+    left_alone: tuple[LeftAlone, ...]
+    totals: Totals
+    batch: int | None = None
+
+    def to_dict(self) -> dict[str, Any]:
+        """The report as plain dicts, tuples, strings and numbers.
+
+        Returns
+        -------
+        dict
+            With the attributes of the report as keys; ``json.dumps`` takes it.
+        """
+        return dataclasses.asdict(self)
+
+    def __str__(self) -> str:
+        parts = [_layer_table(self)]
+        if self.left_alone:
+            rows = [
+                [item.name, item.kind, _shape(item.shape), item.reason] for item in self.left_alone
+            ]
+            parts.append("left alone:\n" + _table(["layer", "class", "shape", "reason"], rows, 4))
+        totals = self.totals
+        parts.append(
+            f"{totals.layers} packed layers: {_bytes(totals.bytes_before)} -> "
+            f"{_bytes(totals.bytes_after)}; whole model: {_bytes(totals.model_bytes_before)} -> "
+            f"{_bytes(totals.model_bytes_after)}"
+        )
+        return "\n\n".join(parts)
+
+
+def report(model: nn.Module, measure: bool = False, batch: int = 1) -> Report:
+    """List the packed layers of a model, their size and error, and what was left alone.
+
+    Parameters
+    ----------
+    model : nn.Module
+        After :func:`gossamer.compress`.
+    measure : bool
+        Also time each layer against the dense one: ``F.linear`` in the dtype of the layer, medians of
+        interleaved rounds, each distinct layer once.
+    batch : int
+        Rows (tokens) per call to be timed.
+
+    Returns
+    -------
+    Report
+        ``print`` it for a table, ``.to_dict()`` for JSON.
+
+    Raises
+    ------
+    TypeError, ValueError
+        Where `model` is no module or `batch` is below 1.
+
+    Examples
+    --------
+    >>> model = torch.nn.Sequential(torch.nn.Linear(64, 64), torch.nn.Linear(64, 8))
+    >>> found = gs.report(gs.compress(model, "int8", ignore="1"))
+    >>> found.layers[0].name, found.layers[0].bytes_before, found.layers[0].error < 0.01
+    ('0', 16384, True)
+    >>> found.left_alone[0].reason
+    'ignored'
+    """
+    if not isinstance(model, nn.Module):
+        raise TypeError(f"report: model: got {type(model).__name__}, wanted nn.Module")
+    if not isinstance(batch, int) or batch < 1:
+        raise ValueError(f"report: batch: got {batch!r}, wanted a number of rows >= 1")
+    timings: dict[tuple[Any, ...], tuple[float, float]] = {}
+    layers = []
+    for name, module in model.named_modules():
+        if isinstance(module, Linear):
+            times = _cached_time(module, batch, timings) if measure else (None, None)
+            layers.append(_layer(name, module, *times))
+    return Report(
+        tuple(layers), _left_alone(model), _totals(model, layers), batch if measure else None
+    )
+
+
+def _layer(name: str, layer: Linear, ms: float | None, ms_dense: float | None) -> LayerReport:
+    weights = layer.out_features * layer.in_features
+    after = layer.packed.numel()
+    before = 4 * weights if layer.dense_bytes is None else layer.dense_bytes
+    suffix = "" if layer.group_size is None else f":{layer.group_size}"
+    return LayerReport(
+        name=name,
+        shape=(layer.out_features, layer.in_features),
+        format=layer.format + suffix,
+        bits_per_weight=8 * after / weights,
+        bytes_before=before,
+        bytes_after=after,
+        error=layer.weight_error,
+        ms=ms,
+        ms_dense=ms_dense,
+    )
+
+
+def _left_alone(model: nn.Module) -> tuple[LeftAlone, ...]:
+    """What compress() remembered, wherever in the model the compressed part now is."""
+    found = []
+    for name, module in model.named_modules():
+        for item in getattr(module, "_gossamer_left_alone", ()):
+            full = f"{name}.{item.name}" if name else item.name
+            found.append(dataclasses.replace(item, name=full))
+    return tuple(found)
+
+
+def _totals(model: nn.Module, layers: list[LayerReport]) -> Totals:
+    before = sum(layer.bytes_before for layer in layers)
+    after = sum(layer.bytes_after for layer in layers)
+    tensors = [*model.parameters(), *model.buffers()]
+    whole = sum(tensor.numel() * tensor.element_size() for tensor in tensors)
+    times = [(layer.ms, layer.ms_dense) for layer in layers]
+    ms = [packed for packed, _ in times if packed is not None]
+    ms_dense = [dense for _, dense in times if dense is not None]
+    return Totals(
+        layers=len(layers),
+        bytes_before=before,
+        bytes_after=after,
+        model_bytes_before=whole - after + before,
+        model_bytes_after=whole,
+        ms=sum(ms) if ms else None,
+        ms_dense=sum(ms_dense) if ms_dense else None,
+    )
+
+
+# --- times --------------------------------------------------------------------------------------------
+
+
+def _cached_time(
+    layer: Linear, batch: int, timings: dict[tuple[Any, ...], tuple[float, float]]
+) -> tuple[float, float]:
+    key = (
+        layer.out_features,
+        layer.in_features,
+        layer.format,
+        layer.group_size,
+        layer.dtype,
+        layer.activation,
+        layer.bias is None,
+    )
+    if key not in timings:
+        timings[key] = _time(layer, batch)
+    return timings[key]
+
+
+def _time(layer: Linear, batch: int) -> tuple[float, float]:
+    """Milliseconds per call, packed and dense: medians of interleaved rounds."""
+    x = torch.randn(batch, layer.in_features).to(layer.dtype)
+    weight = layer.dequantize(layer.dtype)
+    bias = None if layer.bias is None else layer.bias.to(layer.dtype)
+    activation = _ACTIVATIONS[layer.activation]
+
+    def dense() -> Tensor:
+        return activation(nn.functional.linear(x, weight, bias))
+
+    def packed() -> Tensor:
+        return layer.forward(x)
+
+    with torch.inference_mode():
+        calls = {call: _calls_per_round(call) for call in (packed, dense)}
+        samples: dict[Callable[[], Tensor], list[float]] = {packed: [], dense: []}
+        for _ in range(_ROUNDS):
+            for call, count in calls.items():
+                samples[call].append(_round(call, count))
+    return 1e3 * statistics.median(samples[packed]), 1e3 * statistics.median(samples[dense])
+
+
+def _calls_per_round(call: Callable[[], Tensor]) -> int:
+    _round(call, 2)
+    return max(1, round(_SECONDS_PER_ROUND / _round(call, 2)))
+
+
+def _round(call: Callable[[], Tensor], count: int) -> float:
+    """Seconds per call."""
+    start = time.perf_counter()
+    for _ in range(count):
+        call()
+    return (time.perf_counter() - start) / count
+
+
+def _gelu_tanh(x: Tensor) -> Tensor:
+    return nn.functional.gelu(x, approximate="tanh")
+
+
+_ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
+    "none": lambda x: x,
+    "relu": nn.functional.relu,
+    "gelu": nn.functional.gelu,
+    "gelu_tanh": _gelu_tanh,
+    "silu": nn.functional.silu,
+}
+
+
+# --- the table ----------------------------------------------------------------------------------------
+
+
+def _layer_table(found: Report) -> str:
+    header = ["layer", "shape", "format", "bits", "before", "after", "error"]
+    timed = found.batch is not None
+    if timed:
+        header += [f"ms, {found.batch} rows", "dense ms", "speed-up"]
+    rows = []
+    for layer in found.layers:
+        row = [layer.name, _shape(layer.shape), layer.format, f"{layer.bits_per_weight:.2f}"]
+        row += [_bytes(layer.bytes_before), _bytes(layer.bytes_after)]
+        row.append("-" if layer.error is None else f"{layer.error:.2%}")
+        if timed:
+            row += _time_cells(layer)
+        rows.append(row)
+    return _table(header, rows, 1)
+
+
+def _time_cells(layer: LayerReport) -> list[str]:
+    if layer.ms is None or layer.ms_dense is None:
+        return ["-", "-", "-"]
+    return [f"{layer.ms:.4f}", f"{layer.ms_dense:.4f}", f"{layer.ms_dense / layer.ms:.2f}x"]
+
+
+def _table(header: list[str], rows: list[list[str]], left_columns: int) -> str:
+    """Aligned columns: the first to the left, the others to the right."""
+    widths = [max(map(len, column)) for column in zip(header, *rows, strict=True)]
+    lines = []
+    for row in (header, *rows):
+        cells = [
+            cell.ljust(width) if column < left_columns else cell.rjust(width)
+            for column, (cell, width) in enumerate(zip(row, widths, strict=True))
+        ]
+        lines.append("  ".join(cells).rstrip())
+    return "\n".join(lines)
+
+
+def _shape(shape: tuple[int, ...]) -> str:
+    return " x ".join(map(str, shape))
+
+
+def _bytes(count: int) -> str:
+    for unit, size in (("GB", 10**9), ("MB", 10**6), ("kB", 10**3)):
+        if count >= size:
+            return f"{count / size:.2f} {unit}"
+    return f"{count} B"
