@@ -174,17 +174,28 @@ void run_cell(const Job& job, const Activations& a, int64_t slab, const Cell& ce
     job.epilogue.finish_s32(finish_tile(job.call.epilogue, a, slab, cell, strip), acc);
 }
 
-// Groups: each sum is scaled and added in fp32, in order.
-void run_cell_grouped(const Job& job, const Activations& a, int64_t slab, const Cell& cell) {
+// sum [rows, 32] = the scaled sums of all groups, added in order.
+void multiply_grouped(const Job& job, const Activations& a, const Int8Weight& w, const Cell& cell, float* sum) {
+    if (job.s8.run_grouped != nullptr) {
+        const int64_t first_column = cell.first_column(), panel_stride = w.layout.K64 * kPanelColumns;
+        return job.s8.run_grouped({a.panels + cell.first_row / a.panel_rows * a.panel_stride, a.panel_rows, a.panel_stride,
+                                   w.panels + first_column * w.layout.K64, panel_stride, cell.n_panels(), cell.rows,
+                                   std::min(w.layout.K64, w.layout.groups * w.layout.G), w.layout.G, w.init + first_column,
+                                   w.scales + first_column, w.layout.N16, sum});
+    }
     alignas(64) int32_t acc[kMaxBlockRows * kStripColumns];
-    alignas(64) float sum[kMaxBlockRows * kStripColumns];
-    const Int8Weight& w = job.call.weight;
     const int64_t columns = cell.n_panels() * kPanelColumns;
     for (int64_t g = 0; g < w.layout.groups; ++g) {
         multiply(job.s8, a, w, cell, g, acc);
         const float* scales = w.scales + g * w.layout.N16 + cell.first_column();
         job.epilogue.scale_add(acc, scales, cell.rows, columns, g == 0, sum);
     }
+}
+
+void run_cell_grouped(const Job& job, const Activations& a, int64_t slab, const Cell& cell) {
+    alignas(64) float sum[kMaxBlockRows * kStripColumns];
+    const Int8Weight& w = job.call.weight;
+    multiply_grouped(job, a, w, cell, sum);
     const StripConstants strip(w, job.call.epilogue, cell, true);
     job.epilogue.finish_f32(finish_tile(job.call.epilogue, a, slab, cell, strip), sum);
 }

@@ -64,8 +64,9 @@ Int8Layout int8_layout(int64_t N, int64_t K, int64_t G) {
     if (G != 0 && G != 32 && G != 64 && G != 128) {
         throw std::invalid_argument("int8: group_size: got " + std::to_string(G) + ", wanted 32, 64, 128, or 0 for per channel");
     }
-    constexpr int64_t kMaxElements = std::numeric_limits<int64_t>::max() / 16;
-    if (N > kMaxElements / round_up(K, kChunk)) throw std::invalid_argument("int8: shape: N * K overflows");
+    // N16 is up to 16 N, and scales and init take up to a quarter of the panels.
+    constexpr int64_t kMaxElements = std::numeric_limits<int64_t>::max() / 64;
+    if (K > kMaxElements - kChunk || N > kMaxElements / round_up(K, kChunk)) throw std::invalid_argument("int8: shape: N * K overflows");
     Int8Layout l{};
     l.N = N;
     l.K = K;

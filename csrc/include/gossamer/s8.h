@@ -38,11 +38,33 @@ struct S8Block {
     int32_t* c;           // [M rounded up to R][32]
 };
 
+// All groups of a strip in one call, each sum scaled and added in fp32 registers:
+//
+//   sum[m,n] = sum_g float( init[g,n] + sum_{k in g} u[m,k] * w[n,k] ) * scales[g,n]          in the order of g
+//
+// Operands as in S8Block, at the first k; K is the whole row, padded.
+struct S8GroupedBlock {
+    const uint8_t* a;
+    int64_t panel_rows;
+    int64_t a_panel_stride;
+    const int8_t* b;
+    int64_t b_panel_stride;
+    int64_t n_panels;
+    int64_t M, K;
+    int64_t group_k;      // 32, 64 or 128; the last group may be 64 where K ends
+    const int32_t* init;  // [groups], group_stride apart, at the strip's first column
+    const float* scales;  // likewise
+    int64_t group_stride;
+    float* sum;  // [M][32]
+};
+
 struct S8Kernels {
     Isa isa;
     int64_t block_rows;  // rows of A per call, a multiple of 16: the A block stays in L2, the C block in L1/L2
     int64_t block_k;     // k per call, a multiple of 64: the strip of B stays in L1 where the kernel reads it once per panel of A
     void (*run)(const S8Block& block);
+    // Null where the driver does as well by calling run for each group and adding the scaled sums in memory.
+    void (*run_grouped)(const S8GroupedBlock& block);
     // Around a thread's work; null where there is nothing to do (AMX configures and releases its tiles).
     void (*begin)(int64_t panel_rows);
     void (*end)();

@@ -101,5 +101,5 @@ void run(const S8Block& t) {
 }  // namespace
 
 extern const S8Kernels s8_amx;
-const S8Kernels s8_amx = {Isa::amx, 256, 512, run, begin, end};
+const S8Kernels s8_amx = {Isa::amx, 256, 512, run, nullptr, begin, end};
 }  // namespace gossamer

@@ -160,15 +160,13 @@ void run_few_rows(const S8Block& t) {
 }
 
 void run(const S8Block& t) {
-    switch (t.M) {
-        case 1: return run_few_rows<1>(t);
-        case 2: return run_few_rows<2>(t);
-        default: return run_many_rows(t);
-    }
+    if (t.M == 1) return run_few_rows<1>(t);
+    if (t.M == 2 && t.panel_rows > 1) return run_few_rows<2>(t);  // two rows of one panel
+    run_many_rows(t);
 }
 
 }  // namespace
 
 extern const S8Kernels s8_avx2;
-const S8Kernels s8_avx2 = {Isa::avx2, 128, kBlockK, run, nullptr, nullptr};
+const S8Kernels s8_avx2 = {Isa::avx2, 128, kBlockK, run, nullptr, nullptr, nullptr};
 }  // namespace gossamer

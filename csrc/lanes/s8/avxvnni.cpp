@@ -29,6 +29,15 @@ inline Sums dot(Sums sum, Sums word, Sums line) {
     return {_mm256_dpbusd_epi32(sum.v, word.v, line.v)};
 #endif
 }
+struct Floats {
+    __m256 v;
+};
+
+inline Floats zero_floats() { return {_mm256_setzero_ps()}; }
+inline void store(float* p, Floats f) { _mm256_storeu_ps(p, f.v); }
+inline Floats scale_add(Floats total, Sums s, const float* scales) {
+    return {_mm256_fmadd_ps(_mm256_cvtepi32_ps(s.v), _mm256_loadu_ps(scales), total.v)};
+}
 inline Sums broadcast4(const uint8_t* a) {
     int32_t word;
     std::memcpy(&word, a, 4);
@@ -43,7 +52,7 @@ inline Sums broadcast4(const uint8_t* a) {
 namespace gossamer {
 namespace {
 
-void run_group(const S8Block& block, const uint8_t* a, int64_t rows, int32_t* c) {
+void run_few(const S8Block& block, const uint8_t* a, int64_t rows, int32_t* c) {
     switch (rows) {
         case 1: return run_rows<1, 2, 4>(block, a, c);
         case 2: return run_rows<2, 2, 2>(block, a, c);
@@ -54,10 +63,21 @@ void run_group(const S8Block& block, const uint8_t* a, int64_t rows, int32_t* c)
     }
 }
 
-void run(const S8Block& block) { run_blocks<6>(block, run_group); }
+void run_few_grouped(const S8GroupedBlock& block, const uint8_t* a, int64_t rows, float* sum) {
+    switch (rows) {
+        case 1: return run_rows_grouped<1, 2, 2>(block, a, sum);
+        case 2: return run_rows_grouped<2, 2, 1>(block, a, sum);
+        case 3: return run_rows_grouped<3, 1, 1>(block, a, sum);
+        default: return run_rows_grouped<4, 1, 1>(block, a, sum);
+    }
+}
+
+void run(const S8Block& block) { for_each_few_rows<6>(block, block.c, run_few); }
+// Four rows: as many fp32 totals as int32 sums must fit in the registers.
+void run_grouped(const S8GroupedBlock& block) { for_each_few_rows<4>(block, block.sum, run_few_grouped); }
 
 }  // namespace
 
 extern const S8Kernels s8_avxvnni;
-const S8Kernels s8_avxvnni = {Isa::avxvnni, 64, kMaxSumK, run, nullptr, nullptr};
+const S8Kernels s8_avxvnni = {Isa::avxvnni, 64, kMaxSumK, run, run_grouped, nullptr, nullptr};
 }  // namespace gossamer

@@ -31,5 +31,5 @@ void run(const S8Block& t) {
 }  // namespace
 
 extern const S8Kernels s8_scalar;
-const S8Kernels s8_scalar = {Isa::scalar, 64, kMaxSumK, run, nullptr, nullptr};
+const S8Kernels s8_scalar = {Isa::scalar, 64, kMaxSumK, run, nullptr, nullptr, nullptr};
 }  // namespace gossamer

@@ -2,7 +2,9 @@
 //
 //   struct Sums { static constexpr int64_t columns; ... };    int32 sums of `columns` columns
 //   Sums zero(), load(const int32_t*), add(Sums, Sums);  void store(int32_t*, Sums)
-//   Sums dot(Sums sum, const uint8_t* a, Sums line)           sum += 4 bytes of A, broadcast, times 4 x columns bytes of B
+//   Sums load_line(const int8_t*), broadcast4(const uint8_t*)  a vector of B; 4 bytes of A in every column
+//   Sums dot(Sums sum, Sums word, Sums line)                  sum += word * line, four products to a column
+//   struct Floats;  Floats zero_floats(), scale_add(Floats, Sums, const float* scales);  void store(float*, Floats)
 //
 // A tile is rows x vectors x chains: `chains` splits K so that few rows still have enough independent sums to hide the latency.
 //
@@ -73,7 +75,54 @@ void run_tile(const S8Block& block, const uint8_t* a, int64_t first_vector, int3
     }
 }
 
+// The same over all groups of K. Each group starts new sums, so groups overlap in the pipeline and need few chains.
+template <int rows, int vectors, int chains>
+void run_tile_grouped(const S8GroupedBlock& block, const uint8_t* a, int64_t first_vector, float* sum) {
+    const int64_t first_column = first_vector * Sums::columns;
+    const int64_t chunk_stride = block.panel_rows * kChunk;
+    const int64_t step = block.group_k < kChunk ? block.group_k : kChunk;
+    const int8_t* b = block.b + vector_offset(first_vector, block.b_panel_stride);
+    const int32_t* init = block.init + first_column;
+    const float* scales = block.scales + first_column;
+    Floats total[rows][vectors];
+    for (int r = 0; r < rows; ++r) {
+        for (int v = 0; v < vectors; ++v) total[r][v] = zero_floats();
+    }
+    for (int64_t first_k = 0; first_k < block.K; first_k += block.group_k, init += block.group_stride, scales += block.group_stride) {
+        const int64_t last_k = first_k + block.group_k < block.K ? first_k + block.group_k : block.K;
+        Tile<rows, vectors, chains> t;
+        for (int r = 0; r < rows; ++r) {
+            for (int v = 0; v < vectors; ++v) {
+                t.sums[0][r][v] = load(init + v * Sums::columns);
+                for (int u = 1; u < chains; ++u) t.sums[u][r][v] = zero();
+            }
+        }
+        for (int64_t k = first_k; k < last_k; k += step) {
+            const uint8_t* ak = a + k / kChunk * chunk_stride + k % kChunk;
+            multiply(t, ak, b + k * kPanelColumns, block.b_panel_stride, step / 4);
+        }
+        for (int r = 0; r < rows; ++r) {
+            for (int v = 0; v < vectors; ++v) {
+                Sums s = t.sums[0][r][v];
+                for (int u = 1; u < chains; ++u) s = add(s, t.sums[u][r][v]);
+                total[r][v] = scale_add(total[r][v], s, scales + v * Sums::columns);
+            }
+        }
+    }
+    for (int r = 0; r < rows; ++r) {
+        for (int v = 0; v < vectors; ++v) store(sum + r * kStripColumns + first_column + v * Sums::columns, total[r][v]);
+    }
+}
+
 // Tiles from left to right over the strip.
+template <int rows, int vectors, int chains>
+void run_rows_grouped(const S8GroupedBlock& block, const uint8_t* a, float* sum) {
+    const int64_t count = block.n_panels * kPanelColumns / Sums::columns;
+    int64_t v = 0;
+    for (; v + vectors <= count; v += vectors) run_tile_grouped<rows, vectors, chains>(block, a, v, sum);
+    for (; v < count; ++v) run_tile_grouped<rows, 1, chains>(block, a, v, sum);
+}
+
 template <int rows, int vectors, int chains>
 void run_rows(const S8Block& block, const uint8_t* a, int32_t* c) {
     const int64_t count = block.n_panels * kPanelColumns / Sums::columns;
@@ -82,15 +131,15 @@ void run_rows(const S8Block& block, const uint8_t* a, int32_t* c) {
     for (; v < count; ++v) run_tile<rows, 1, chains>(block, a, v, c);
 }
 
-// Groups of at most max_rows rows that do not cross a panel.
-template <int64_t max_rows>
-void run_blocks(const S8Block& block, void (*run_group)(const S8Block&, const uint8_t*, int64_t, int32_t*)) {
+// Calls run_few(block, a, rows, c) for at most max_rows rows at a time, which do not cross a panel.
+template <int64_t max_rows, class Block, class C>
+void for_each_few_rows(const Block& block, C* c, void (*run_few)(const Block&, const uint8_t*, int64_t, C*)) {
     for (int64_t m = 0; m < block.M;) {
         const int64_t in_panel = m % block.panel_rows;
         int64_t rows = block.panel_rows - in_panel < block.M - m ? block.panel_rows - in_panel : block.M - m;
         if (rows > max_rows) rows = max_rows;
         const uint8_t* a = block.a + m / block.panel_rows * block.a_panel_stride + in_panel * kChunk;
-        run_group(block, a, rows, block.c + m * kStripColumns);
+        run_few(block, a, rows, c + m * kStripColumns);
         m += rows;
     }
 }
