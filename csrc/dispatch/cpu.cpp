@@ -43,7 +43,13 @@ const char* isa_name(Isa isa) { return kNames[static_cast<size_t>(isa)]; }
 
 std::vector<std::string> isa_names() { return {kNames.begin(), kNames.end()}; }
 
-bool isa_available(Isa isa) { return isa == Isa::scalar || features().has[static_cast<size_t>(isa)]; }
+bool isa_available(Isa isa) {
+#if defined(GOSSAMER_SCALAR_ONLY)
+    return isa == Isa::scalar;
+#else
+    return isa == Isa::scalar || features().has[static_cast<size_t>(isa)];
+#endif
+}
 
 Isa isa_from_name(std::string_view name) {
     for (int i = 0; i < kIsaCount; ++i) {
@@ -75,11 +81,11 @@ std::map<std::string, std::string> cpu_info() {
     info["processor"] = features().processor;
     info["amx"] = features().amx_status;
 #if defined(GOSSAMER_THREADS_OPENMP)
-    info["threads"] = "OpenMP";
+    info["thread runtime"] = "OpenMP";
 #elif defined(GOSSAMER_THREADS_STD)
-    info["threads"] = "std::thread";
+    info["thread runtime"] = "std::thread";
 #else
-    info["threads"] = "none";
+    info["thread runtime"] = "none";
 #endif
 #if defined(__clang__)
     info["compiler"] = "clang " __clang_version__;

@@ -9,8 +9,8 @@ namespace gossamer {
 namespace {
 
 inline Vec exponential(Vec x) {
-    // Bounds keep 2^n normal. NaN passes: maximum and minimum return their second argument.
-    x = minimum(broadcast(88.0f), maximum(broadcast(-87.0f), x));
+    // Below, 2^n stays normal; above, n = 128 gives infinity, as it should. NaN passes: maximum and minimum return their second argument.
+    x = minimum(broadcast(89.0f), maximum(broadcast(-87.0f), x));
     const Vec n = round_even(x * broadcast(1.44269504f));
     // ln 2 in two parts, the first with trailing zeros so that n * part is exact.
     Vec r = multiply_add(n, broadcast(-0.693359375f), x);

@@ -60,7 +60,7 @@ inline Vec maximum(Vec a, Vec b) { return {_mm256_max_ps(a.v, b.v)}; }
 inline Vec minimum(Vec a, Vec b) { return {_mm256_min_ps(a.v, b.v)}; }
 inline Vec round_even(Vec a) { return {_mm256_round_ps(a.v, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC)}; }
 inline Vec absolute(Vec a) { return {_mm256_andnot_ps(_mm256_set1_ps(-0.0f), a.v)}; }
-// 2^n for a whole n in [-126, 127].
+// 2^n for a whole n in [-126, 127], infinity for 128.
 inline Vec power_of_two(Vec n) {
     const __m256i biased = _mm256_add_epi32(_mm256_cvtps_epi32(n.v), _mm256_set1_epi32(127));
     return {_mm256_castsi256_ps(_mm256_slli_epi32(biased, 23))};

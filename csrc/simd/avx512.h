@@ -53,7 +53,7 @@ inline Vec maximum(Vec a, Vec b) { return {_mm512_max_ps(a.v, b.v)}; }
 inline Vec minimum(Vec a, Vec b) { return {_mm512_min_ps(a.v, b.v)}; }
 inline Vec round_even(Vec a) { return {_mm512_roundscale_ps(a.v, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC)}; }
 inline Vec absolute(Vec a) { return {_mm512_abs_ps(a.v)}; }
-// 2^n for a whole n in [-126, 127].
+// 2^n for a whole n in [-126, 127], infinity for 128.
 inline Vec power_of_two(Vec n) {
     const __m512i biased = _mm512_add_epi32(_mm512_cvtps_epi32(n.v), _mm512_set1_epi32(127));
     return {_mm512_castsi512_ps(_mm512_slli_epi32(biased, 23))};

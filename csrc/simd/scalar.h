@@ -69,7 +69,7 @@ inline Vec maximum(Vec a, Vec b) { return {a.v > b.v ? a.v : b.v}; }
 inline Vec minimum(Vec a, Vec b) { return {a.v < b.v ? a.v : b.v}; }
 inline Vec round_even(Vec a) { return {std::nearbyintf(a.v)}; }
 inline Vec absolute(Vec a) { return {std::fabs(a.v)}; }
-// 2^n for a whole n in [-126, 127]; anything for NaN.
+// 2^n for a whole n in [-126, 127], infinity for 128; anything for NaN.
 inline Vec power_of_two(Vec n) { return {n.v == n.v ? bits_float(static_cast<uint32_t>(static_cast<int>(n.v) + 127) << 23) : n.v}; }
 // if_negative where x < 0, otherwise where x >= 0 or NaN.
 inline Vec select_negative(Vec x, Vec if_negative, Vec otherwise) { return x.v < 0 ? if_negative : otherwise; }
