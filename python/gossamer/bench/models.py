@@ -16,7 +16,7 @@ from torch import nn
 
 from gossamer.bench.assets import MINILM, SMOLLM2, fetch
 
-__all__ = ["embed", "encode", "load_minilm", "load_smollm2", "skip_linears"]
+__all__ = ["embed", "encode", "load_minilm", "load_smollm2", "model_bytes", "skip_linears"]
 
 Array = npt.NDArray[np.float32]
 
@@ -123,6 +123,16 @@ def skip_linears(model: nn.Module) -> nn.Module:
     return model
 
 
+def model_bytes(model: nn.Module) -> int:
+    """Bytes of all parameters and buffers, packed ones included, shared ones counted once."""
+    tensors = {id(t): t.nbytes for t in (*model.parameters(), *model.buffers())}
+    return sum(tensors.values()) + sum(
+        _torch_dynamic_bytes(module)
+        for module in model.modules()
+        if isinstance(module, torch.ao.nn.quantized.dynamic.Linear)
+    )
+
+
 class _Zeros(nn.Module):
     def __init__(self, out_features: int) -> None:
         super().__init__()
@@ -159,6 +169,15 @@ def _smollm2_folder(transformers: Any) -> Path:
             if not folder.is_dir():  # otherwise another process was first
                 raise
     return folder
+
+
+def _torch_dynamic_bytes(module: Any) -> int:
+    weight = module.weight()
+    bias = module.bias()
+    scales = (
+        weight.q_per_channel_scales().nbytes if weight.qscheme() != torch.per_tensor_affine else 8
+    )
+    return int(weight.numel() + scales + (0 if bias is None else bias.nbytes))
 
 
 def _transformers(function: str) -> Any:

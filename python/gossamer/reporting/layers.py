@@ -132,8 +132,8 @@ def report(model: nn.Module, measure: bool = False, batch: int = 1) -> Report:
     model : nn.Module
         After :func:`gossamer.compress`.
     measure : bool
-        Also time each layer against the dense one: ``F.linear`` in the dtype of the layer, medians of
-        interleaved rounds, each distinct layer once.
+        Also time each layer against the dense one: ``F.linear`` in the dtype of the layer, medians
+        of interleaved rounds, each distinct layer once.
     batch : int
         Rows (tokens) per call to be timed.
 
@@ -218,7 +218,7 @@ def _totals(model: nn.Module, layers: list[LayerReport]) -> Totals:
     )
 
 
-# --- times --------------------------------------------------------------------------------------------
+# --- times ---
 
 
 def _cached_time(
@@ -286,7 +286,7 @@ _ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
 }
 
 
-# --- the table ----------------------------------------------------------------------------------------
+# --- the table ---
 
 
 def _layer_table(found: Report) -> str:
