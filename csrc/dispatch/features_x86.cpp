@@ -19,7 +19,7 @@ struct Registers {
 
 Registers cpuid(uint32_t leaf, uint32_t subleaf = 0) {
     Registers r;
-    if (leaf > __get_cpuid_max(leaf & 0x80000000, nullptr)) return r;
+    if (leaf > static_cast<uint32_t>(__get_cpuid_max(leaf & 0x80000000, nullptr))) return r;
     __cpuid_count(leaf, subleaf, r.eax, r.ebx, r.ecx, r.edx);
     return r;
 }

@@ -82,6 +82,24 @@ def addend(function: str, value: Tensor | None, x: Tensor, out_features: int) ->
         raise ValueError(f"{function}: addend: got {describe(value)}, wanted {list(wanted)}")
 
 
+def linear(
+    x: Tensor,
+    packed_weight: Tensor,
+    bias_vector: Tensor | None,
+    out_features: int,
+    activation_name: str,
+    addend_block: Tensor | None,
+) -> None:
+    """Everything that can be known about the arguments of the linear op without reading memory."""
+    floating("linear", "x", x)
+    if x.dim() < 1:
+        raise ValueError("linear: x: got a tensor of no dimensions, wanted [..., in_features]")
+    packed("linear", packed_weight)
+    bias("linear", bias_vector, out_features)
+    activation("linear", activation_name)
+    addend("linear", addend_block, x, out_features)
+
+
 def activation(function: str, value: str) -> int:
     """The code of an activation's name."""
     code = ACTIVATIONS.get(value) if isinstance(value, str) else None

@@ -6,9 +6,9 @@ Every linear layer of every format is one op::
                      str activation="none", Tensor? addend=None) -> Tensor
         y = activation(x · Ŵᵀ + bias + addend)
 
-It exists twice over one implementation, :func:`run`. :func:`linear` calls that directly where nothing
-but numbers is wanted: a plain eager call, no gradient. Everywhere else the torch.library op is called,
-which torch.compile, torch.export, autograd, autocast, vmap and tensor subclasses see.
+It exists twice over one implementation, :func:`run`. :func:`linear` calls that directly where
+nothing but numbers is wanted: a plain eager call, no gradient. Everywhere else it calls the
+torch.library op, which torch.compile, torch.export, autograd, autocast, vmap and subclasses see.
 """
 
 from __future__ import annotations
@@ -26,6 +26,7 @@ from torch._C import (
     _len_torch_dispatch_stack,
 )
 from torch._C._functorch import maybe_current_level
+from torch._ops import OpOverload
 from torch.autograd import forward_ad
 from torch.nn import Parameter
 
@@ -38,8 +39,8 @@ _CHUNK_ELEMENTS = 1 << 20  # of a weight expanded at a time: 4 MiB of fp32, whic
 class Handle:
     """A checked view of a packed weight, and the address it was made for.
 
-    It does not own the bytes: whoever holds it holds the packed tensor too, and compares ``address``
-    before using ``kernel``.
+    It does not own the bytes: whoever holds it holds the packed tensor too, and compares
+    ``address`` before using ``kernel``.
     """
 
     __slots__ = ("address", "in_features", "kernel", "out_features")
@@ -58,12 +59,16 @@ class Handle:
 def linear(
     x: Tensor, packed: Tensor, bias: Tensor | None, activation: str, handle: Handle
 ) -> Tensor:
-    """y = activation(x · Ŵᵀ + bias): directly where possible, else through the torch.library op."""
+    """Compute activation(x · Ŵᵀ + bias), directly where possible, else through the op."""
     if _direct(x, bias) and packed.data_ptr() == handle.address:
         return run(handle, x, bias, activation)
-    if forward_ad._current_level >= 0 and forward_ad.unpack_dual(x).tangent is not None:
+    if forward_ad._current_level >= 0 and _has_tangent(x):
         raise RuntimeError("linear: x: forward-mode differentiation is not supported")
     return linear_op(x, packed, bias, handle.out_features, activation)
+
+
+def _has_tangent(x: Tensor) -> bool:
+    return forward_ad.unpack_dual(x).tangent is not None  # type: ignore[no-untyped-call]
 
 
 def _direct(x: Tensor, bias: Tensor | None) -> bool:
@@ -103,7 +108,7 @@ def run(
     threads: int | None = None,
     isa: str = "",
 ) -> Tensor:
-    """Runs the kernel: x [..., K] to [..., N] in the dtype of x, or in `out_dtype`."""
+    """Run the kernel: x [..., K] to [..., N] in the dtype of x, or in `out_dtype`."""
     K, N = handle.in_features, handle.out_features
     shape = x.shape
     x_code = DTYPES.get(x.dtype)
@@ -145,7 +150,7 @@ def run(
 
 
 def _strided_rows(x: Tensor) -> tuple[Tensor, int, int]:
-    """x as M rows of unit stride, its row stride; copied only where no one row stride describes it."""
+    """View x as M rows of unit stride: rows, M, row stride. Copies where no one stride fits."""
     columns = x.shape[-1]
     M = x.numel() // columns
     x = x.reshape(M, columns)
@@ -154,9 +159,9 @@ def _strided_rows(x: Tensor) -> tuple[Tensor, int, int]:
     return x, M, x.stride(0)
 
 
-# --- the torch.library ops ----------------------------------------------------------------------------
+# --- the torch.library ops ---
 
-_library = torch.library.Library("gossamer", "DEF")
+_library: Any = torch.library.Library("gossamer", "DEF")  # type: ignore[no-untyped-call]
 _library.define(
     "linear(Tensor x, Tensor packed, Tensor? bias, int out_features, str activation='none', "
     "Tensor? addend=None) -> Tensor"
@@ -166,26 +171,9 @@ _library.define(
     "dequantize(Tensor packed, int out_features, int in_features, ScalarType dtype) -> Tensor"
 )
 
-linear_op = torch.ops.gossamer.linear.default
-linear_backward_input_op = torch.ops.gossamer.linear_backward_input.default
-dequantize_op = torch.ops.gossamer.dequantize.default
-
-
-def _check_linear(
-    x: Tensor,
-    packed: Tensor,
-    bias: Tensor | None,
-    out_features: int,
-    activation: str,
-    addend: Tensor | None,
-) -> None:
-    _check.floating("linear", "x", x)
-    if x.dim() < 1:
-        raise ValueError("linear: x: got a tensor of no dimensions, wanted [..., in_features]")
-    _check.packed("linear", packed)
-    _check.bias("linear", bias, out_features)
-    _check.activation("linear", activation)
-    _check.addend("linear", addend, x, out_features)
+linear_op: OpOverload[..., Tensor] = torch.ops.gossamer.linear.default
+linear_backward_input_op: OpOverload[..., Tensor] = torch.ops.gossamer.linear_backward_input.default
+dequantize_op: OpOverload[..., Tensor] = torch.ops.gossamer.dequantize.default
 
 
 def _linear_cpu(
@@ -196,7 +184,7 @@ def _linear_cpu(
     activation: str = "none",
     addend: Tensor | None = None,
 ) -> Tensor:
-    _check_linear(x, packed, bias, out_features, activation, addend)
+    _check.linear(x, packed, bias, out_features, activation, addend)
     handle = Handle(packed)
     if handle.out_features != out_features:
         raise ValueError(
@@ -213,7 +201,7 @@ def _linear_fake(
     activation: str = "none",
     addend: Tensor | None = None,
 ) -> Tensor:
-    _check_linear(x, packed, bias, out_features, activation, addend)
+    _check.linear(x, packed, bias, out_features, activation, addend)
     return x.new_empty(*x.shape[:-1], out_features)
 
 
@@ -229,7 +217,7 @@ def _linear_autocast(
     if x.is_floating_point() and x.dtype is not torch.float64:
         x = x.to(torch.get_autocast_dtype("cpu"))
     with _ExcludeDispatchKeyGuard(DispatchKeySet(DispatchKey.AutocastCPU)):
-        return linear_op(x, packed, bias, out_features, activation, addend)  # type: ignore[no-any-return]
+        return linear_op(x, packed, bias, out_features, activation, addend)
 
 
 def _linear_setup(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
@@ -242,7 +230,7 @@ def _linear_setup(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
 
 
 def _linear_backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-    """dX = dZ · Ŵ, dbias = Σ_rows dZ, daddend = dZ, with dZ = dY · activation'(Z)."""
+    """Compute dX = dZ · Ŵ, dbias = Σ_rows dZ, daddend = dZ, where dZ = dY · activation'(Z)."""
     packed, *saved = ctx.saved_tensors
     if ctx.activation != "none":
         x, bias, addend = saved
@@ -271,11 +259,11 @@ def _activation_backward(activation: str, grad: Tensor, z: Tensor) -> Tensor:
 
 
 def _backward_input_cpu(grad: Tensor, packed: Tensor, in_features: int) -> Tensor:
-    """Expands the weight by blocks of rows and sums their products in fp32."""
+    """Expand the weight by blocks of rows and sum their products in fp32."""
     handle = Handle(packed)
     N, K = handle.out_features, handle.in_features
     _check.rows("linear_backward_input", "grad", grad, N)
-    if K != in_features:
+    if in_features != K:
         raise ValueError(
             f"linear_backward_input: in_features: got {in_features}, the packed weight has {K}"
         )
@@ -300,24 +288,18 @@ def _backward_input_backward(ctx: Any, grad: Tensor) -> None:
     raise RuntimeError("linear: second derivatives of a layer with a packed weight do not exist")
 
 
-def _dequantize_cpu(
-    packed: Tensor, out_features: int, in_features: int, dtype: torch.dtype
-) -> Tensor:
+def _dequantize_cpu(packed: Tensor, N: int, K: int, dtype: torch.dtype) -> Tensor:
     handle = Handle(packed)
-    if (handle.out_features, handle.in_features) != (out_features, in_features):
-        raise ValueError(
-            f"dequantize: got {out_features} x {in_features}, the packed weight is "
-            f"{handle.out_features} x {handle.in_features}"
-        )
-    out = torch.empty(out_features, in_features, dtype=torch.float32)
-    handle.kernel.dequantize(0, out_features, out.data_ptr(), torch.get_num_threads())
+    found = (handle.out_features, handle.in_features)
+    if found != (N, K):
+        raise ValueError(f"dequantize: got {N} x {K}, the packed weight is {found[0]} x {found[1]}")
+    out = torch.empty(N, K, dtype=torch.float32)
+    handle.kernel.dequantize(0, N, out.data_ptr(), torch.get_num_threads())
     return out.to(dtype)
 
 
-def _dequantize_fake(
-    packed: Tensor, out_features: int, in_features: int, dtype: torch.dtype
-) -> Tensor:
-    return packed.new_empty(out_features, in_features, dtype=dtype)
+def _dequantize_fake(packed: Tensor, N: int, K: int, dtype: torch.dtype) -> Tensor:
+    return packed.new_empty(N, K, dtype=dtype)
 
 
 def _linear_vmap(
@@ -332,13 +314,13 @@ def _linear_vmap(
 ) -> tuple[Tensor, int]:
     """Make the batch one more leading dimension of x."""
     x_dim, packed_dim, bias_dim, *_ = in_dims
-    addend_dim = in_dims[5] if len(in_dims) == 6 else None
+    addend_dim: int | None = in_dims[5] if len(in_dims) == 6 else None
     if packed_dim is not None or bias_dim is not None:
         raise RuntimeError("linear: vmap over the packed weight or the bias is not supported")
     x = x.expand(info.batch_size, *x.shape) if x_dim is None else x.movedim(x_dim, 0)
     if addend is not None:
         batched = addend_dim is not None
-        addend = addend.movedim(addend_dim, 0) if batched else addend.expand(*x.shape[:-1], -1)
+        addend = addend.movedim(addend_dim or 0, 0) if batched else addend.expand(*x.shape[:-1], -1)
     return linear_op(x, packed, bias, out_features, activation, addend), 0
 
 
@@ -353,20 +335,18 @@ _library.impl("linear", _linear_cpu, "CPU")
 _library.impl("linear", _linear_autocast, "AutocastCPU")
 _library.impl("linear_backward_input", _backward_input_cpu, "CPU")
 _library.impl("dequantize", _dequantize_cpu, "CPU")
-torch.library.register_fake("gossamer::linear", _linear_fake, lib=_library)
-torch.library.register_fake("gossamer::linear_backward_input", _backward_input_fake, lib=_library)
-torch.library.register_fake("gossamer::dequantize", _dequantize_fake, lib=_library)
+torch.library.register_fake(linear_op, _linear_fake, lib=_library)
+torch.library.register_fake(linear_backward_input_op, _backward_input_fake, lib=_library)
+torch.library.register_fake(dequantize_op, _dequantize_fake, lib=_library)
 torch.library.register_autograd(
-    "gossamer::linear", _linear_backward, setup_context=_linear_setup, lib=_library
+    linear_op, _linear_backward, setup_context=_linear_setup, lib=_library
 )
-torch.library.register_autograd(
-    "gossamer::linear_backward_input", _backward_input_backward, lib=_library
-)
-torch.library.register_vmap("gossamer::linear", _linear_vmap, lib=_library)
-torch.library.register_vmap("gossamer::linear_backward_input", _backward_input_vmap, lib=_library)
+torch.library.register_autograd(linear_backward_input_op, _backward_input_backward, lib=_library)
+torch.library.register_vmap(linear_op, _linear_vmap, lib=_library)
+torch.library.register_vmap(linear_backward_input_op, _backward_input_vmap, lib=_library)
 
 
-# --- packing and the research surface -----------------------------------------------------------------
+# --- packing and the research surface ---
 
 
 def int8_packed_bytes(out_features: int, in_features: int, group_size: int | None) -> int:
@@ -397,20 +377,14 @@ def int8_unpack(packed: Tensor) -> tuple[Tensor, Tensor, int | None]:
 
 
 def quantize_rows(x: Tensor, isa: str) -> tuple[Tensor, Tensor]:
-    """x [M, K] to int8 values [M, K] and float32 scales [M], as the kernels quantize activations."""
+    """Quantize x [M, K] as the kernels do: int8 values [M, K] and float32 scales [M]."""
     rows, M, row_stride = _strided_rows(x)
     K = x.shape[1]
     values = torch.empty(M, K, dtype=torch.int8)
     scales = torch.empty(M, dtype=torch.float32)
+    code = DTYPES[x.dtype]
     _C.quantize_rows(
-        rows.data_ptr(),
-        DTYPES[x.dtype],
-        M,
-        K,
-        row_stride,
-        values.data_ptr(),
-        scales.data_ptr(),
-        isa,
+        rows.data_ptr(), code, M, K, row_stride, values.data_ptr(), scales.data_ptr(), isa
     )
     return values, scales
 

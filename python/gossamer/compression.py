@@ -6,10 +6,10 @@ import fnmatch
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import TypeAlias, TypeVar
+from typing import Any, TypeAlias, TypeVar
 
-import torch
 from torch import nn
+from torch.nn.parameter import is_lazy
 
 from . import _check
 from .formats import FORMATS
@@ -96,10 +96,10 @@ def compress(
     """Replace the linear layers of a model by packed ones, in place.
 
     ``nn.Linear`` and the ``Conv1D`` of transformers are replaced. A module that occurs in several
-    places is replaced once and stays shared. Left alone, and listed by :func:`gossamer.report` with the
-    reason, are: layers whose weight is tied to another parameter, such as an output head tied to an
-    embedding; layers with a weight that is computed (parametrized, pruned) or float64; and subclasses
-    of ``nn.Linear``, unless `targets` holds their class or their full name.
+    places is replaced once and stays shared. Left alone, and listed by :func:`gossamer.report` with
+    the reason, are: layers whose weight is tied to another parameter, such as an output head tied
+    to an embedding; layers with a weight that is computed (parametrized, pruned) or float64; and
+    subclasses of ``nn.Linear``, unless `targets` holds their class or their full name.
 
     Parameters
     ----------
@@ -109,8 +109,8 @@ def compress(
         "int8", or ``gs.Quantize("int8", group_size=64)``.
     targets : pattern or sequence of patterns, optional
         Which layers; None takes all. A pattern is a name with ``*``, ``?`` and ``[]``, a regular
-        expression for the whole name after ``re:``, or a module class. One that matches a module takes
-        all layers inside it.
+        expression for the whole name after ``re:``, or a module class. One that matches a module
+        takes all layers inside it.
     ignore : pattern or sequence of patterns, optional
         Which layers not, even if they are among the targets.
 
@@ -122,8 +122,8 @@ def compress(
     Raises
     ------
     ValueError
-        Where a pattern matches nothing, the model is itself a linear layer, there is none in it, or a
-        weight holds NaN or infinity. The model is then as it was.
+        Where a pattern matches nothing, the model is itself a linear layer, there is none in it, or
+        a weight holds NaN or infinity. The model is then as it was.
     TypeError
         Where an argument has another type.
     RuntimeError
@@ -131,7 +131,8 @@ def compress(
 
     Examples
     --------
-    >>> model = torch.nn.Sequential(torch.nn.Linear(64, 64), torch.nn.ReLU(), torch.nn.Linear(64, 8))
+    >>> from torch import nn
+    >>> model = nn.Sequential(nn.Linear(64, 64), nn.ReLU(), nn.Linear(64, 8))
     >>> gs.compress(model, "int8", ignore="2")
     Sequential(
       (0): Linear(in_features=64, out_features=64, bias=True, format=int8)
@@ -167,7 +168,7 @@ def compress(
 
 @dataclass
 class _Layer:
-    """A linear layer found in the model: where it is, and why it is left alone ("" if it is not)."""
+    """A linear layer in the model: where it is, and why it is left alone ("" if it is not)."""
 
     module: nn.Module
     names: list[str] = field(default_factory=list)
@@ -206,8 +207,8 @@ def _patterns(
         is_class = isinstance(pattern, type) and issubclass(pattern, nn.Module)
         if not is_class and not isinstance(pattern, str):
             raise TypeError(
-                f"compress: {argument}: got {_check.describe(pattern)}, wanted a name, a pattern or "
-                "a module class"
+                f"compress: {argument}: got {_check.describe(pattern)}, wanted a name, a pattern "
+                "or a module class"
             )
     return many
 
@@ -269,6 +270,11 @@ def _find_reasons(model: nn.Module, layers: list[_Layer]) -> None:
     """Gives the layers that cannot be replaced a reason. A new rule is a line here."""
     owners = _parameter_owners(model)
     for layer in layers:
+        weight: Any = layer.module.weight
+        if is_lazy(weight):
+            raise ValueError(
+                f"compress: model: layer {layer.names[0]!r} is lazy; run the model once before"
+            )
         if not layer.reason:
             layer.reason = (
                 _why_subclass(layer)
@@ -289,8 +295,11 @@ def _why_subclass(layer: _Layer) -> str | None:
 
 
 def _why_computed(layer: _Layer) -> str | None:
-    if not isinstance(layer.module._parameters.get("weight"), nn.Parameter):
+    weight = layer.module._parameters.get("weight")
+    if weight is None:
         return "its weight is computed, not a parameter (parametrized or pruned)"
+    if type(weight) is not nn.Parameter:
+        return f"its weight is a {type(weight).__name__}"
     if "forward" in layer.module.__dict__:
         return "its forward was replaced on the instance"
     return None
@@ -333,7 +342,7 @@ def _replacement(layer: _Layer, recipe: Quantize) -> Linear:
 
 
 def _disable_transformer_fast_path(model: nn.Module) -> None:
-    """Keeps torch from handing packed weights to its fused encoder kernel, and from nested tensors."""
+    """Keep torch from its fused encoder kernel, which reads weights, and from nested tensors."""
     changed = {
         id(module)
         for module in model.modules()
@@ -343,13 +352,14 @@ def _disable_transformer_fast_path(model: nn.Module) -> None:
     for module in model.modules():
         if id(module) in changed:
             module.activation_relu_or_gelu = 0  # type: ignore[assignment]
-        elif isinstance(module, nn.TransformerEncoder):
-            if any(id(layer) in changed for layer in module.layers):
-                module.use_nested_tensor = False
+        elif isinstance(module, nn.TransformerEncoder) and any(
+            id(layer) in changed for layer in module.layers
+        ):
+            module.use_nested_tensor = False
 
 
 def _left_alone(layer: _Layer) -> LeftAlone:
-    weight = layer.module.weight
-    shape, size = tuple(weight.shape), weight.numel() * weight.element_size()
+    weight = dense_weight(layer.module)
+    shape, size = tuple(weight.shape), weight.nbytes
     kind = type(layer.module).__name__
     return LeftAlone(layer.names[0], kind, shape, size, layer.reason)

@@ -126,7 +126,7 @@ def show() -> str:
         **_C.cpu_info(),
         "isa in use": isa(),
         "isas available": ", ".join(available()),
-        "threads": str(torch.get_num_threads()),
+        "torch threads": str(torch.get_num_threads()),
         "torch": torch.__version__,
         "python": platform.python_version(),
         "openmp runtimes": ", ".join(openmp_runtimes()) or "none found",
@@ -178,10 +178,10 @@ class Roofline:
     bandwidth: Mapping[int, float]
 
     def __str__(self) -> str:
-        lines = [f"threads {self.threads}"]
-        lines += [f"{name:<10} {peak / 1e12:8.2f} Tops/s" for name, peak in self.peaks.items()]
+        lines = [f"threads {self.threads}, sizes per thread"]
+        lines += [f"{name:<14} {peak / 1e12:8.2f} Top/s" for name, peak in self.peaks.items()]
         lines += [
-            f"{f'{size} MiB':<10} {rate / 1e9:8.1f} GB/s read, per thread {size} MiB"
+            f"{f'read {size} MiB':<14} {rate / 1e9:8.1f} GB/s"
             for size, rate in self.bandwidth.items()
         ]
         return "\n".join(lines)
@@ -207,8 +207,8 @@ def roofline(threads: int | None = None) -> Roofline:
 
     Notes
     -----
-    A layer with M rows does ``2 M N K`` operations and reads at least the bytes of its weight, so it
-    takes no less than ``max(2 M N K / peak, bytes / bandwidth)``.
+    A layer with M rows does ``2 M N K`` operations and reads at least the bytes of its weight, so
+    it takes no less than ``max(2 M N K / peak, bytes / bandwidth)``.
 
     References
     ----------

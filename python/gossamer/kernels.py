@@ -1,4 +1,4 @@
-"""The research surface: every kernel on numpy arrays and torch tensors, with ISA and threads forced.
+"""The research surface: every kernel on numpy arrays and torch tensors, ISA and threads forced.
 
 Functions return the kind they were given. numpy arrays are read in place, except those that are
 read-only or have a negative stride, which torch cannot wrap: these are copied.
@@ -42,7 +42,8 @@ def quantize_rows(x: Array, isa: str | None = None) -> tuple[Any, Any]:
 
     Notes
     -----
-    ``scale = max |x| / 127``, ``q = round_half_even(x * (127 / max |x|))``. A row of zeros gives zeros.
+    ``scale = max |x| / 127``, ``q = round_half_even(x * (127 / max |x|))``. A row of zeros gives
+    zeros.
 
     Examples
     --------
@@ -181,7 +182,7 @@ def matmul(
 def accumulate(
     a: Array, weight: Format | Array, isa: str | None = None, threads: int | None = None
 ) -> Any:
-    """The integer sums ``a · valuesᵀ`` alone, exact and the same on every ISA; scales are not applied.
+    """The integer sums ``a · valuesᵀ`` alone, without scales: exact, the same on every ISA.
 
     Parameters
     ----------

@@ -1,4 +1,4 @@
-"""Format int8: symmetric int8 values with one float32 scale per output channel or per group along K."""
+"""Format int8: symmetric, with one float32 scale per output channel or per group along K."""
 
 from __future__ import annotations
 
@@ -260,7 +260,7 @@ def _dense_matrix(W: Tensor | np.ndarray[Any, Any]) -> Tensor:
 
 
 def _quantize_rows(W: Tensor, group_size: int | None) -> tuple[Tensor, Tensor]:
-    """Values [n, K] and scales [n, groups] of some rows; a group that is not finite has such a scale."""
+    """Quantize rows: values [n, K], scales [n, groups]; NaN and infinity show in the scales."""
     n, K = W.shape
     groups, size = _groups(K, group_size), group_size or K
     if groups * size != K:

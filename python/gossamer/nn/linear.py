@@ -18,8 +18,8 @@ from .weight import PackedWeight
 class Linear(torch.nn.Module):
     """``y = activation(x · Ŵᵀ + bias)``, with a packed weight Ŵ.
 
-    Each row of x is rounded to int8 with a scale of its own, products are summed in integers, and the
-    output has the dtype of x. The weight is kept in one buffer, laid out for the kernels.
+    Each row of x is rounded to int8 with a scale of its own, products are summed in integers, and
+    the output has the dtype of x. The weight is kept in one buffer, laid out for the kernels.
 
     Parameters
     ----------
@@ -52,14 +52,15 @@ class Linear(torch.nn.Module):
     Raises
     ------
     TypeError, ValueError, RuntimeError
-        Where an argument does not fit; by ``forward`` where x does not; by ``.to`` for another device
-        than the CPU or a dtype other than float32, bfloat16 and float16.
+        Where an argument does not fit; by ``forward`` where x does not; by ``.to`` for another
+        device than the CPU or a dtype other than float32, bfloat16 and float16.
 
     Notes
     -----
-    ``state_dict`` and pickle hold canonical tensors: ``weight`` (int8), ``weight_scale`` and ``bias``.
-    Loading also accepts a floating-point ``weight`` without a scale, as in the checkpoint of the dense
-    model, and quantizes it. The gradients of x and of the bias exist, that of the weight does not.
+    ``state_dict`` and pickle hold canonical tensors: ``weight`` (int8), ``weight_scale`` and
+    ``bias``. Loading also accepts a floating-point ``weight`` without a scale, as in the checkpoint
+    of the dense model, and quantizes it. The gradients of x and of the bias exist, that of the
+    weight does not. ``torch.func.grad`` and forward-mode differentiation are errors.
 
     Examples
     --------
@@ -168,6 +169,7 @@ class Linear(torch.nn.Module):
 
     @property
     def weight(self) -> Tensor:
+        """The weight as a tensor, expanded where its values are read."""
         if torch.compiler.is_compiling():  # dead code wherever only the dtype or shape is used
             return self.dequantize(self.dtype)
         return PackedWeight(self.packed, (self.out_features, self.in_features), self.dtype)
@@ -186,7 +188,9 @@ class Linear(torch.nn.Module):
         Tensor
             Shape (..., out_features), contiguous, in the dtype of x.
         """
-        packed, bias = self._buffers["packed"], self._parameters["bias"]
+        # Past nn.Module.__getattr__, which costs as much as a small layer.
+        packed: Tensor = self._buffers["packed"]  # type: ignore[assignment]
+        bias = self._parameters["bias"]
         if torch.compiler.is_compiling():
             return _ops.linear_op(x, packed, bias, self.out_features, self.activation)
         return _ops.linear(x, packed, bias, self.activation, self._handle)
@@ -217,6 +221,13 @@ class Linear(torch.nn.Module):
         return FORMATS[self.format].unpack(self.packed)
 
     def extra_repr(self) -> str:
+        """The settings, for ``repr``.
+
+        Returns
+        -------
+        str
+            Without those that have their usual value.
+        """
         text = f"in_features={self.in_features}, out_features={self.out_features}"
         text += f", bias={self.bias is not None}, format={self.format}"
         if self.group_size is not None:
@@ -245,7 +256,7 @@ class Linear(torch.nn.Module):
             )
         super().__setattr__(name, value)
 
-    # --- moving, copying, saving ----------------------------------------------------------------------
+    # --- moving, copying, saving ---
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Linear:
         probe = fn(torch.empty(0, dtype=self.dtype))
@@ -256,7 +267,7 @@ class Linear(torch.nn.Module):
                 f"Linear.to: dtype: got {probe.dtype}, wanted float32, bfloat16 or float16"
             )
         packed = self.packed
-        super()._apply(fn, recurse)
+        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
         self._buffers["packed"] = packed  # bytes stay bytes, whatever dtype was asked for
         self._handle = _ops.Handle(packed)  # share_memory() moves them
         self.dtype = probe.dtype
@@ -278,7 +289,7 @@ class Linear(torch.nn.Module):
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         canonical = state.pop("_canonical")
-        super().__setstate__(state)
+        super().__setstate__(state)  # type: ignore[no-untyped-call]
         self._set_weight(FORMATS[self.format].from_state(canonical, self.group_size))
 
     def _save_to_state_dict(
@@ -336,7 +347,7 @@ class Linear(torch.nn.Module):
 
 
 def is_conv1d(module: torch.nn.Module) -> bool:
-    """Whether this is the Conv1D of transformers (GPT-2): a linear layer with its weight as [K, N]."""
+    """Whether this is the Conv1D of transformers (GPT-2): linear, with its weight as [K, N]."""
     kind = type(module)
     return kind.__name__ == "Conv1D" and kind.__module__.split(".")[0] == "transformers"
 

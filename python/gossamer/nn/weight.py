@@ -7,7 +7,8 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from torch import Tensor, _C as _torch
+from torch import Tensor
+from torch._C import DisableTorchFunctionSubclass
 from torch.utils._pytree import tree_map
 
 from .. import _ops
@@ -16,6 +17,7 @@ _STORAGE = frozenset(
     {"__array__", "data_ptr", "numpy", "storage", "tolist", "untyped_storage", "__dlpack__"}
 )
 _GRADIENT = frozenset({"grad", "_grad", "backward", "retain_grad", "register_hook"})
+_ACCESS = ("__get__", "__set__", "__delete__")
 _warned = False
 
 
@@ -39,7 +41,9 @@ class PackedWeight(Tensor):
     _packed: Tensor
 
     @staticmethod
-    def __new__(cls, packed: Tensor, shape: tuple[int, int], dtype: torch.dtype) -> PackedWeight:
+    def __new__(  # noqa: D102
+        cls, packed: Tensor, shape: tuple[int, int], dtype: torch.dtype
+    ) -> PackedWeight:
         weight: PackedWeight = Tensor._make_wrapper_subclass(cls, shape, dtype=dtype)
         weight._packed = packed
         return weight
@@ -58,17 +62,19 @@ class PackedWeight(Tensor):
         kwargs = kwargs or {}
         name = func.__name__
         descriptor = getattr(func, "__self__", None)  # of a property, whose getter is "__get__"
-        attribute = descriptor.__name__ if name in ("__get__", "__set__") else name
+        attribute = getattr(descriptor, "__name__", name) if name in _ACCESS else name
         _refuse_gradient(name, attribute, args, kwargs)
-        if attribute in ("detach", "data") and name != "__set__":
+        if attribute == "__setitem__" or (attribute == "data" and name == "__set__"):
+            raise _cannot_write(attribute)
+        if attribute in ("detach", "data"):
             return args[0]
         if attribute in _STORAGE:
             args, kwargs = tree_map(_values, (args, kwargs))
-        with _torch.DisableTorchFunctionSubclass():
+        with DisableTorchFunctionSubclass():
             return func(*args, **kwargs)
 
     @classmethod
-    def __torch_dispatch__(
+    def __torch_dispatch__(  # type: ignore[override]  # torch types it as a static method
         cls,
         func: Any,
         types: Any,
@@ -80,11 +86,11 @@ class PackedWeight(Tensor):
             value = args[index] if index < len(args) else kwargs.get(argument.name)
             written = argument.alias_info is not None and argument.alias_info.is_write
             if written and isinstance(value, PackedWeight):
-                raise RuntimeError(f"{func.__name__}: a packed weight cannot be written to")
+                raise _cannot_write(func.__name__)
         args, kwargs = tree_map(_values, (args, kwargs))
         return func(*args, **kwargs)
 
-    def __repr__(self, *, tensor_contents: object = None) -> str:
+    def __repr__(self, *, tensor_contents: Any = None) -> str:  # type: ignore[override]
         return f"PackedWeight(shape={list(self.shape)}, dtype={self.dtype})"
 
     def __deepcopy__(self, memo: dict[int, Any]) -> PackedWeight:
@@ -102,6 +108,10 @@ def _refuse_gradient(
         asked = bool(args[1] if len(args) > 1 else kwargs.get("requires_grad", True))
     if asked:
         raise RuntimeError("layer.weight: packed weights have no gradient")
+
+
+def _cannot_write(function: str) -> RuntimeError:
+    return RuntimeError(f"{function}: a packed weight cannot be written to")
 
 
 def _values(value: Any) -> Any:

@@ -1,0 +1,175 @@
+"""The layering rules of the design, held by reading the sources and the object files."""
+
+from __future__ import annotations
+
+import ast
+import os
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+CSRC = ROOT / "csrc"
+PACKAGE = ROOT / "python" / "gossamer"
+TECHNIQUES = ("quantization", "pruning", "factorization", "distillation")
+# What each file of the package may import of it, beside its own folder; bench and cli may all.
+ALLOWED = {
+    "_check": set(),
+    "_ops": {"_C", "_check"},
+    "cpu": {"_C", "_check"},
+    "formats": {"_check", "_ops"},
+    "kernels": {"_C", "_check", "_ops", "formats"},
+    "nn": {"_check", "_ops", "formats"},
+    "compression": {"_check", "formats", "nn"},
+    "__init__": {"compression", "cpu", "formats", "kernels", "nn", "reporting"},
+}
+KERNEL_FILE = re.compile(r"/(?:scalar|avx\w*|amx\w*)\.cpp\.o$")
+
+
+def sources(folder: Path, *suffixes: str) -> list[Path]:
+    return sorted(path for path in folder.rglob("*") if path.suffix in suffixes)
+
+
+def includes(path: Path) -> list[str]:
+    return re.findall(r'^\s*#\s*include\s*[<"]([^>"]+)', path.read_text(), re.MULTILINE)
+
+
+def internal_imports(path: Path) -> set[str]:
+    """First names below ``gossamer`` that a file imports, anywhere in it."""
+    here = ("gossamer", *path.relative_to(PACKAGE).with_suffix("").parts)
+    found = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.ImportFrom):
+            base = list(here[: len(here) - node.level]) if node.level else []
+            module = [*base, *(node.module.split(".") if node.module else [])]
+            names = [[*module, alias.name] for alias in node.names]
+        elif isinstance(node, ast.Import):
+            names = [alias.name.split(".") for alias in node.names]
+        else:
+            continue
+        found |= {name[1] for name in names if name[0] == "gossamer" and len(name) > 1}
+    return found
+
+
+def layer_of(path: Path) -> str:
+    return path.relative_to(PACKAGE).parts[0].removesuffix(".py")
+
+
+def test_the_sources_are_there() -> None:
+    assert len(sources(CSRC, ".cpp", ".h")) > 10
+    assert "_C" in internal_imports(PACKAGE / "_ops.py")
+    assert "formats" in internal_imports(PACKAGE / "nn" / "linear.py")
+
+
+def test_nothing_under_csrc_includes_torch() -> None:
+    for path in sources(CSRC, ".cpp", ".h"):
+        for name in includes(path):
+            assert not re.match(r"(torch|ATen|c10|caffe2)\b", name), f"{path}: {name}"
+
+
+def test_only_bindings_include_python() -> None:
+    seen = 0
+    for path in sources(CSRC, ".cpp", ".h"):
+        python = [name for name in includes(path) if re.match(r"pybind11|Python\.h|numpy", name)]
+        seen += len(python)
+        assert not python or "bindings" in path.parts, f"{path}: {python}"
+    assert seen
+
+
+def test_only_bindings_are_included_from_nowhere_else() -> None:
+    for path in sources(CSRC, ".cpp", ".h"):
+        if "bindings" not in path.parts:
+            assert not any("bindings/" in name for name in includes(path)), path
+
+
+def test_only_parallel_h_knows_openmp() -> None:
+    for path in sources(CSRC, ".cpp", ".h"):
+        text = path.read_text()
+        knows = "omp.h" in includes(path) or re.search(r"#\s*pragma\s+omp", text)
+        assert not knows or path.name == "parallel.h", path
+
+
+def test_data_ptr_is_called_in_ops_only() -> None:
+    users = {
+        path.relative_to(PACKAGE).as_posix()
+        for path in sources(PACKAGE, ".py")
+        for node in ast.walk(ast.parse(path.read_text()))
+        if isinstance(node, ast.Attribute) and node.attr == "data_ptr"
+    }
+    assert users == {"_ops.py"}
+
+
+@pytest.mark.parametrize("layer", ALLOWED)
+def test_imports_run_one_way(layer: str) -> None:
+    paths = [path for path in sources(PACKAGE, ".py") if layer_of(path) == layer]
+    assert paths
+    for path in paths:
+        assert internal_imports(path) <= ALLOWED[layer] | {layer}, path
+
+
+def test_no_technique_imports_another() -> None:
+    for path in sources(PACKAGE, ".py"):
+        if layer_of(path) in TECHNIQUES:
+            others = set(TECHNIQUES) - {layer_of(path)}
+            assert not internal_imports(path) & others, path
+
+
+def test_torch_is_imported_before_the_extension() -> None:
+    code = (
+        "import sys\n"
+        "class Spy:\n"
+        "    def find_spec(self, name, path=None, target=None):\n"
+        "        if name == 'gossamer._C': print('torch' in sys.modules)\n"
+        "sys.meta_path.insert(0, Spy())\n"
+        "import gossamer\n"
+    )
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert result.stdout.split() == ["True"], result.stderr
+
+
+def test_import_is_light() -> None:
+    heavy = ("typer", "rich", "matplotlib", "transformers", "scipy", "safetensors", "hypothesis")
+    code = (
+        "import torch, sys; before = set(sys.modules); import gossamer\n"
+        f"print(*[n for n in {heavy} if n in set(sys.modules) - before])\n"
+    )
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert result.returncode == 0, result.stderr
+    assert result.stdout.split() == []
+
+
+def test_no_package_bears_the_name_of_a_public_function() -> None:
+    import gossamer as gs
+
+    packages = {path.name for path in PACKAGE.iterdir() if path.is_dir()}
+    functions = {name for name in gs.__all__ if not hasattr(getattr(gs, name), "__path__")}
+    assert not packages & functions
+
+
+def kernel_objects() -> list[Path]:
+    """Object files compiled with the flags of an ISA, in the newest build tree that is found."""
+    named = os.environ.get("GOSSAMER_BUILD_DIR")
+    folders = [Path(named)] if named else [ROOT / "build"]
+    found = [path for folder in folders if folder.is_dir() for path in folder.rglob("*.cpp.o")]
+    kernels = [path for path in found if KERNEL_FILE.search(path.as_posix())]
+    if not kernels:
+        return []
+    newest = max(kernels, key=lambda path: path.stat().st_mtime)
+    tree = newest.as_posix().partition("/CMakeFiles/")[0]
+    return [path for path in kernels if path.as_posix().startswith(tree + "/")]
+
+
+def test_kernel_objects_have_no_weak_symbols() -> None:
+    """A weak symbol compiled for AVX-512 could be the one the linker keeps for everybody (ODR)."""
+    nm, objects = shutil.which("nm"), kernel_objects()
+    if nm is None or not objects:
+        pytest.skip("no nm, or no object files: build in build/ or set GOSSAMER_BUILD_DIR")
+    for path in objects:
+        lines = subprocess.check_output([nm, "--defined-only", "-C", path], text=True).splitlines()
+        assert lines, path
+        weak = [line for line in lines if re.search(r"^\S+ [VvWwu] ", line)]
+        assert not weak, f"{path}: {weak}"

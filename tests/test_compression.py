@@ -1,0 +1,422 @@
+"""gs.compress: which layers are swapped, which are left alone and why, and what stays as it was."""
+
+from __future__ import annotations
+
+import copy
+import pickle
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+from torch.nn.utils import prune
+
+import gossamer as gs
+
+
+def mlp() -> nn.Sequential:
+    return nn.Sequential(
+        nn.Linear(32, 48), nn.ReLU(), nn.Sequential(nn.Linear(48, 48), nn.Linear(48, 8))
+    )
+
+
+def packed_names(model: nn.Module) -> list[str]:
+    return [name for name, module in model.named_modules() if isinstance(module, gs.nn.Linear)]
+
+
+def reasons(model: nn.Module) -> dict[str, str]:
+    return {item.name: item.reason for item in gs.report(model).left_alone}
+
+
+class LoudLinear(nn.Linear):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return super().forward(x) * 100
+
+
+class Conv1D(nn.Module):
+    """A stand-in with the name, module and arithmetic of the class in transformers."""
+
+    __module__ = "transformers.pytorch_utils"
+
+    def __init__(self, nf: int, nx: int) -> None:
+        super().__init__()
+        self.nf = nf
+        self.weight = nn.Parameter(torch.randn(nx, nf))
+        self.bias = nn.Parameter(torch.randn(nf))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return torch.addmm(self.bias, x.view(-1, x.size(-1)), self.weight).view(
+            *x.shape[:-1], self.nf
+        )
+
+
+class TestSwapping:
+    def test_swaps_every_linear_and_returns_the_model(self) -> None:
+        model = mlp()
+        bias = model[0].bias
+        assert gs.compress(model, "int8") is model
+        assert packed_names(model) == ["0", "2.0", "2.1"]
+        assert model[0].bias is bias
+        assert reasons(model) == {}
+
+    @pytest.mark.parametrize("group_size", [None, 32, 64, 128])
+    def test_output_is_close(self, group_size: int | None) -> None:
+        model, x = mlp().eval(), torch.randn(7, 32)
+        with torch.no_grad():
+            want = model(x)
+            got = gs.compress(model, gs.Quantize("int8", group_size=group_size))(x)
+        assert float((got - want).norm() / want.norm()) < 0.03
+        assert {layer.group_size for layer in (model[0], *model[2])} == {group_size}
+
+    def test_bfloat16_and_float16_models(self) -> None:
+        for dtype in (torch.bfloat16, torch.float16):
+            model = gs.compress(mlp().to(dtype), "int8")
+            assert model(torch.randn(2, 32, dtype=dtype)).dtype == dtype
+
+    def test_training_mode_hooks_and_frozen_biases_stay(self) -> None:
+        model, seen = mlp(), []
+        model[0].eval()
+        model[0].bias.requires_grad_(False)
+        handle = model[0].register_forward_hook(lambda *args: seen.append("forward"))
+        model[0].register_forward_pre_hook(lambda *args: seen.append("pre"))
+        gs.compress(model, "int8")
+        assert (model[0].training, model[2][0].training) == (False, True)
+        assert not model[0].bias.requires_grad
+        model(torch.randn(2, 32))
+        assert seen == ["pre", "forward"]
+        handle.remove()
+        model(torch.randn(2, 32))
+        assert seen == ["pre", "forward", "pre"]
+
+    def test_shared_modules_are_swapped_once_and_stay_shared(self) -> None:
+        layer = nn.Linear(8, 8)
+        block = nn.Sequential(layer, nn.ReLU())
+        model = nn.ModuleDict({"a": layer, "b": block, "c": block, "d": nn.ModuleList([layer])})
+        gs.compress(model, "int8")
+        assert packed_names(model) == ["a"]
+        assert model["a"] is model["b"][0] is model["c"][0] is model["d"][0]
+        assert model["b"] is model["c"]
+
+    def test_twice_is_once(self) -> None:
+        model = gs.compress(mlp(), "int8")
+        layer = model[0]
+        gs.compress(model, gs.Quantize("int8", group_size=32))
+        assert model[0] is layer
+
+    def test_training_the_rest(self) -> None:
+        model = nn.Sequential(nn.Linear(8, 8), nn.Tanh(), nn.Linear(8, 8), nn.Linear(8, 1))
+        gs.compress(model, "int8", targets="2")
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.01)
+        x = torch.randn(16, 8)
+        before = model(x).pow(2).mean().item()
+        for _ in range(20):
+            optimizer.zero_grad()
+            loss = model(x).pow(2).mean()
+            loss.backward()
+            optimizer.step()
+        assert loss.item() < before
+
+    def test_root_linear_is_an_error(self) -> None:
+        with pytest.raises(ValueError, match="compress: model: is a linear layer itself"):
+            gs.compress(nn.Linear(4, 4), "int8")
+
+    def test_nothing_to_compress_is_an_error(self) -> None:
+        with pytest.raises(ValueError, match=r"compress: model: has no nn.Linear or Conv1D"):
+            gs.compress(nn.Sequential(nn.Conv2d(3, 3, 3)), "int8")
+
+
+class TestPatterns:
+    @pytest.mark.parametrize(
+        ("targets", "ignore", "expected"),
+        [
+            ("0", None, ["0"]),
+            ("2", None, ["2.0", "2.1"]),
+            ("2.*", None, ["2.0", "2.1"]),
+            ("*.0", None, ["2.0"]),
+            ("re:(.*\\.)?0", None, ["0", "2.0"]),
+            ("re:2\\.[01]", "2.1", ["2.0"]),
+            (["0", "2.1"], None, ["0", "2.1"]),
+            (nn.Linear, None, ["0", "2.0", "2.1"]),
+            ([nn.Linear], ["2"], ["0"]),
+            (None, ["0", "re:.*1"], ["2.0"]),
+            (None, "2.?", ["0"]),
+        ],
+    )
+    def test_choice(self, targets: Any, ignore: Any, expected: list[str]) -> None:
+        model = gs.compress(mlp(), "int8", targets=targets, ignore=ignore)
+        assert packed_names(model) == expected
+        left = set(reasons(model))
+        assert left == {"0", "2.0", "2.1"} - set(expected)
+
+    def test_reasons(self) -> None:
+        model = gs.compress(mlp(), "int8", targets="2", ignore="2.1")
+        assert reasons(model) == {"0": "not among the targets", "2.1": "ignored"}
+
+    def test_container_classes(self) -> None:
+        class Head(nn.Sequential):
+            pass
+
+        model = nn.Sequential(nn.Linear(4, 4), Head(nn.Linear(4, 4)))
+        gs.compress(model, "int8", ignore=[Head])
+        assert packed_names(model) == ["0"]
+
+    def test_any_name_of_a_shared_module_counts(self) -> None:
+        layer = nn.Linear(4, 4)
+        model = nn.ModuleDict({"a": layer, "b": layer, "c": nn.Linear(4, 4)})
+        gs.compress(model, "int8", ignore="b")
+        assert packed_names(model) == ["c"]
+
+    @pytest.mark.parametrize(
+        ("arguments", "error", "message"),
+        [
+            ({"targets": "foo"}, ValueError, "compress: targets: 'foo' matches no module"),
+            ({"ignore": ["0", "re:x+"]}, ValueError, "compress: ignore: 're:x\\+' matches no"),
+            ({"targets": "1"}, ValueError, "compress: targets: '1' matches no linear layer"),
+            ({"targets": nn.Conv2d}, ValueError, "targets: .*Conv2d.* matches no module"),
+            ({"targets": "re:("}, ValueError, "compress: targets: 're:\\('"),
+            ({"targets": [3]}, TypeError, "compress: targets: got int 3"),
+            ({"ignore": int}, TypeError, "compress: ignore: got type"),
+        ],
+    )
+    def test_wrong_patterns_leave_the_model(
+        self, arguments: dict[str, Any], error: type[Exception], message: str
+    ) -> None:
+        model = mlp()
+        with pytest.raises(error, match=message):
+            gs.compress(model, "int8", **arguments)
+        assert packed_names(model) == []
+
+
+class TestLeftAlone:
+    def test_subclasses_unless_named(self) -> None:
+        def make() -> nn.Sequential:
+            return nn.Sequential(LoudLinear(4, 4), nn.Linear(4, 4))
+
+        for targets in (None, "*", nn.Linear, "re:.*"):
+            model = gs.compress(make(), "int8", targets=targets)
+            assert packed_names(model) == ["1"]
+            assert reasons(model) == {
+                "0": "LoudLinear is a subclass of nn.Linear; name its class in targets"
+            }
+        for targets in (LoudLinear, "0"):
+            assert packed_names(gs.compress(make(), "int8", targets=targets)) == ["0"]
+
+    def test_weights_tied_to_an_embedding(self) -> None:
+        model = nn.ModuleDict({"embed": nn.Embedding(10, 4), "head": nn.Linear(4, 10)})
+        model["head"].weight = model["embed"].weight
+        model["body"] = nn.Linear(4, 4)
+        gs.compress(model, "int8")
+        assert packed_names(model) == ["body"]
+        assert reasons(model) == {"head": "its weight is tied to embed.weight"}
+        assert model["head"].weight is model["embed"].weight
+
+    def test_linear_layers_that_share_a_weight(self) -> None:
+        model = nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 4), nn.Linear(4, 4))
+        model[1].weight = model[0].weight
+        gs.compress(model, "int8")
+        assert packed_names(model) == ["2"]
+        assert reasons(model)["0"] == "its weight is tied to 1.weight"
+
+    def test_tied_biases_stay_tied(self) -> None:
+        model = nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 4))
+        model[1].bias = model[0].bias
+        gs.compress(model, "int8")
+        assert model[1].bias is model[0].bias
+
+    def test_computed_weights(self) -> None:
+        model = nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 4), nn.Linear(4, 4))
+        nn.utils.parametrizations.weight_norm(model[0])
+        prune.identity(model[1], "weight")
+        gs.compress(model, "int8")
+        assert packed_names(model) == ["2"]
+        assert "subclass" in reasons(model)["0"]
+        assert "is computed" in reasons(model)["1"]
+
+    def test_weights_of_other_tensor_types(self) -> None:
+        class Quantized(torch.Tensor):
+            pass
+
+        model = nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 4))
+        model[0].weight = nn.Parameter(torch.randn(4, 4).as_subclass(Quantized))
+        gs.compress(model, "int8")
+        assert reasons(model) == {"0": "its weight is a Quantized"}
+
+    def test_lazy_layers_are_an_error(self) -> None:
+        model = nn.Sequential(nn.Linear(4, 4), nn.LazyLinear(4))
+        with pytest.raises(ValueError, match="layer '1' is lazy"):
+            gs.compress(model, "int8")
+        model(torch.randn(2, 4))
+        assert packed_names(gs.compress(model, "int8")) == ["0", "1"]
+
+    def test_replaced_forward(self) -> None:
+        model = nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 4))
+        model[0].forward = lambda x: x  # type: ignore[method-assign]
+        gs.compress(model, "int8")
+        assert reasons(model) == {"0": "its forward was replaced on the instance"}
+
+    def test_float64(self) -> None:
+        model = nn.Sequential(nn.Linear(4, 4).double(), nn.Linear(4, 4))
+        gs.compress(model, "int8")
+        assert reasons(model) == {"0": "its weight is float64"}
+
+    @pytest.mark.parametrize(
+        "again", [copy.deepcopy, lambda model: pickle.loads(pickle.dumps(model))]
+    )
+    def test_is_remembered_by_copies(self, again: Callable[[nn.Module], nn.Module]) -> None:
+        model = gs.compress(mlp(), "int8", ignore="0")
+        assert reasons(again(model)) == {"0": "ignored"}
+        assert reasons(nn.Sequential(again(model))) == {"0.0": "ignored"}
+
+
+class TestFailing:
+    def test_nan_names_the_layer_and_leaves_the_model(self) -> None:
+        model = mlp()
+        with torch.no_grad():
+            model[2][1].weight[3, 4] = float("nan")
+        with pytest.raises(ValueError, match=r"layer '2.1': .*NaN or infinity in row\(s\) 3"):
+            gs.compress(model, "int8")
+        assert packed_names(model) == []
+
+    def test_meta_and_leaves_the_model(self) -> None:
+        model = mlp()
+        model[2][1].to("meta")
+        with pytest.raises(RuntimeError, match=r"layer '2.1' is on meta; move the model"):
+            gs.compress(model, "int8")
+        assert packed_names(model) == []
+        gs.compress(model, "int8", ignore="2.1")
+        assert packed_names(model) == ["0", "2.0"]
+
+    def test_interruption_leaves_the_model(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        model, made = mlp(), []
+        from_dense = gs.nn.Linear.from_dense.__func__  # type: ignore[attr-defined]
+
+        def interrupted(cls: Any, linear: nn.Module, *args: Any, **options: Any) -> Any:
+            if len(made) == 2:
+                raise KeyboardInterrupt
+            made.append(linear)
+            return from_dense(cls, linear, *args, **options)
+
+        monkeypatch.setattr(gs.nn.Linear, "from_dense", classmethod(interrupted))
+        with pytest.raises(KeyboardInterrupt):
+            gs.compress(model, "int8")
+        assert packed_names(model) == []
+
+    @pytest.mark.parametrize(
+        ("scheme", "error", "message"),
+        [
+            ("int3", ValueError, "Quantize: scheme: got 'int3', wanted one of int8"),
+            (8, TypeError, "compress: scheme: got int 8"),
+        ],
+    )
+    def test_wrong_scheme(self, scheme: Any, error: type[Exception], message: str) -> None:
+        with pytest.raises(error, match=message):
+            gs.compress(mlp(), scheme)
+
+    def test_wrong_model(self) -> None:
+        with pytest.raises(TypeError, match="compress: model: got str"):
+            gs.compress("model", "int8")  # type: ignore[type-var]
+
+    def test_wrong_group_size(self) -> None:
+        with pytest.raises(ValueError, match="Quantize: group_size: got 48"):
+            gs.Quantize("int8", group_size=48)
+
+
+class TestConv1D:
+    def test_stand_in(self) -> None:
+        model = nn.Sequential(Conv1D(24, 16)).eval()
+        x = torch.randn(2, 5, 16)
+        with torch.no_grad():
+            want = model(x)
+            got = gs.compress(model, "int8")(x)
+        assert model[0].weight.shape == (24, 16)
+        assert float((got - want).norm() / want.norm()) < 0.02
+
+    def test_same_name_elsewhere_is_not_one(self) -> None:
+        other = type("Conv1D", (Conv1D,), {"__module__": "elsewhere"})
+        model = nn.Sequential(other(24, 16), nn.Linear(4, 4))
+        gs.compress(model, "int8")
+        assert packed_names(model) == ["1"]
+
+    def test_gpt2_of_transformers(self) -> None:
+        transformers = pytest.importorskip("transformers")
+        config = transformers.GPT2Config(n_layer=2, n_head=2, n_embd=64, vocab_size=100)
+        model = transformers.GPT2LMHeadModel(config).eval()
+        tokens = torch.arange(12)[None]
+        with torch.no_grad():
+            want = model(tokens).logits
+            gs.compress(model, "int8")
+            got = model(tokens).logits
+        assert len(packed_names(model)) == 8
+        assert reasons(model) == {"lm_head": "its weight is tied to transformer.wte.weight"}
+        assert float((got - want).norm() / want.norm()) < 0.05
+
+    def test_bert_of_transformers(self) -> None:
+        transformers = pytest.importorskip("transformers")
+        config = transformers.BertConfig(
+            num_hidden_layers=2,
+            num_attention_heads=2,
+            hidden_size=64,
+            intermediate_size=96,
+            vocab_size=100,
+        )
+        model = transformers.BertModel(config).eval()
+        tokens = torch.arange(12)[None]
+        with torch.no_grad():
+            want = model(tokens).last_hidden_state
+            got = gs.compress(model, "int8")(tokens).last_hidden_state
+        assert len(packed_names(model)) == 13
+        assert float((got - want).norm() / want.norm()) < 0.05
+
+
+@pytest.mark.filterwarnings("error:the values of a packed weight")
+class TestTransformerEncoder:
+    """torch's fused encoder kernel and its nested tensors must never meet packed weights."""
+
+    def make(self, **options: Any) -> nn.TransformerEncoder:
+        layer = nn.TransformerEncoderLayer(32, 4, 64, batch_first=True, **options)
+        return nn.TransformerEncoder(layer, 2).eval()
+
+    @pytest.mark.parametrize("activation", ["relu", "gelu"])
+    @pytest.mark.parametrize("padded", [False, True])
+    def test_same_as_the_ordinary_path(self, activation: str, padded: bool) -> None:
+        model = self.make(activation=activation)
+        x = torch.randn(3, 6, 32)
+        mask = torch.zeros(3, 6, dtype=torch.bool)
+        mask[1, 4:] = True
+        arguments = {"src_key_padding_mask": mask} if padded else {}
+        seen = []
+        with torch.no_grad():
+            want = model(x, **arguments)
+            gs.compress(model, "int8")
+            model.layers[0].linear1.register_forward_hook(lambda *args: seen.append(args))
+            got = model(x, **arguments)
+        assert seen
+        keep = ~mask if padded else torch.ones_like(mask)
+        assert float((got - want)[keep].norm() / want[keep].norm()) < 0.02
+        assert packed_names(model) == [f"layers.{i}.linear{j}" for i in (0, 1) for j in (1, 2)]
+        assert set(reasons(model).values()) == {"nn.MultiheadAttention reads its weight directly"}
+
+    def test_compiled(self) -> None:
+        torch._dynamo.reset()
+        model = gs.compress(self.make(), "int8")
+        x = torch.randn(3, 6, 32)
+        with torch.no_grad():
+            got = torch.compile(model, backend="aot_eager")(x)
+            torch.testing.assert_close(got, model(x))
+
+    def test_layers_left_alone_keep_their_fast_path(self) -> None:
+        model = nn.ModuleDict({"a": self.make(), "b": self.make()})
+        gs.compress(model, "int8", targets="a")
+        assert model["b"].layers[0].activation_relu_or_gelu == 1
+        assert model["a"].layers[0].activation_relu_or_gelu == 0
+        assert (model["a"].use_nested_tensor, model["b"].use_nested_tensor) == (False, True)
+
+    def test_multihead_attention_alone(self) -> None:
+        model = nn.ModuleDict({"attention": nn.MultiheadAttention(32, 4), "out": nn.Linear(32, 4)})
+        for targets in (None, nn.modules.linear.NonDynamicallyQuantizableLinear):
+            gs.compress(copy.deepcopy(model), "int8", targets=targets)
+        gs.compress(model, "int8")
+        assert packed_names(model) == ["out"]
+        x = torch.randn(5, 2, 32)
+        assert model["attention"](x, x, x)[0].shape == (5, 2, 32)

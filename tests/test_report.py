@@ -1,0 +1,120 @@
+"""gs.report: figures that are checked against the tensors, and a table that lines up."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+import torch
+from torch import nn
+
+import gossamer as gs
+
+
+def make() -> nn.Sequential:
+    model = nn.Sequential(
+        nn.Embedding(10, 64), nn.Linear(64, 96), nn.ReLU(), nn.Linear(96, 32), nn.Linear(32, 4)
+    )
+    return gs.compress(model, gs.Quantize("int8", group_size=32), ignore="4")
+
+
+def test_layers() -> None:
+    model = make()
+    found = gs.report(model)
+    assert [layer.name for layer in found.layers] == ["1", "3"]
+    first = found.layers[0]
+    assert (first.shape, first.format) == ((96, 64), "int8:32")
+    assert first.bytes_before == 96 * 64 * 4
+    assert first.bytes_after == model[1].packed.numel()
+    assert first.bits_per_weight == 8 * first.bytes_after / (96 * 64)
+    assert first.error == model[1].weight_error
+    assert 0 < first.error < 0.01
+    assert first.ms is first.ms_dense is found.batch is None
+
+
+def test_totals_are_those_of_the_whole_model() -> None:
+    dense = nn.Sequential(nn.Embedding(10, 64), nn.Linear(64, 96), nn.BatchNorm1d(96))
+    before = sum(t.numel() * t.element_size() for t in (*dense.parameters(), *dense.buffers()))
+    totals = gs.report(gs.compress(dense, "int8")).totals
+    assert totals.layers == 1
+    assert totals.model_bytes_before == before
+    assert totals.model_bytes_after == before - totals.bytes_before + totals.bytes_after
+    assert totals.bytes_before / totals.bytes_after > 3
+
+
+def test_bfloat16_models_count_two_bytes_before() -> None:
+    model = gs.compress(nn.Sequential(nn.Linear(64, 96)).bfloat16(), "int8")
+    assert gs.report(model).layers[0].bytes_before == 96 * 64 * 2
+    assert gs.report(model.float()).layers[0].bytes_before == 96 * 64 * 2
+
+
+def test_left_alone() -> None:
+    (item,) = gs.report(make()).left_alone
+    assert (item.name, item.kind, item.shape, item.bytes, item.reason) == (
+        "4",
+        "Linear",
+        (4, 32),
+        512,
+        "ignored",
+    )
+
+
+def test_table() -> None:
+    lines = str(gs.report(make())).splitlines()
+    assert lines[0].split() == ["layer", "shape", "format", "bits", "before", "after", "error"]
+    assert lines[1].startswith("1      96 x 64  int8:32  ")
+    assert len({len(line) for line in lines[:3]}) == 1
+    assert "left alone:" in lines
+    assert any(line.startswith("4 ") and line.endswith("ignored") for line in lines)
+    assert lines[-1].startswith("2 packed layers: 36.86 kB -> ")
+
+
+def test_to_dict_is_json() -> None:
+    found = gs.report(make(), measure=True)
+    data = json.loads(json.dumps(found.to_dict()))
+    assert data["layers"][0]["name"] == "1"
+    assert data["left_alone"][0]["reason"] == "ignored"
+    assert data["totals"]["layers"] == 2
+    assert data["batch"] == 1
+
+
+def test_measured_times_are_added() -> None:
+    found = gs.report(make(), measure=True, batch=3)
+    assert found.batch == 3
+    for layer in found.layers:
+        assert layer.ms is not None
+        assert layer.ms_dense is not None
+        assert layer.ms > 0
+        assert layer.ms_dense > 0
+    assert found.totals.ms == pytest.approx(sum(layer.ms for layer in found.layers))
+    assert "ms, 3 rows" in str(found).splitlines()[0]
+    assert str(found).splitlines()[1].rstrip().endswith("x")
+
+
+@pytest.mark.parametrize("activation", ["none", "relu", "gelu", "gelu_tanh", "silu"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_every_layer_can_be_measured(activation: str, dtype: torch.dtype) -> None:
+    layer = gs.nn.Linear.from_dense(nn.Linear(8, 8, bias=False), activation=activation).to(dtype)
+    (found,) = gs.report(layer, measure=True).layers
+    assert found.ms is not None
+
+
+def test_unknown_errors_are_shown_as_such() -> None:
+    layer = gs.nn.Linear(8, 4, weight=gs.formats.Int8.quantize(torch.randn(4, 8)))
+    found = gs.report(nn.Sequential(layer))
+    assert found.layers[0].error is None
+    assert found.layers[0].bytes_before == 4 * 8 * 4
+    assert str(found).splitlines()[1].endswith(" -")
+
+
+def test_dense_model() -> None:
+    found = gs.report(nn.Sequential(nn.Linear(4, 4)))
+    assert found.layers == found.left_alone == ()
+    assert "0 packed layers" in str(found)
+
+
+def test_wrong_arguments() -> None:
+    with pytest.raises(TypeError, match="report: model: got str"):
+        gs.report("model")  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="report: batch: got 0"):
+        gs.report(make(), batch=0)
