@@ -72,9 +72,7 @@ Isa isa_active() {
     return static_cast<Isa>(current);
 }
 
-void isa_force(std::string_view name) {
-    active.store(static_cast<int>(name.empty() ? best_available() : isa_from_name(name)));
-}
+void isa_force(std::string_view name) { active.store(static_cast<int>(name.empty() ? best_available() : isa_from_name(name))); }
 
 std::map<std::string, std::string> cpu_info() {
     std::map<std::string, std::string> info;

@@ -9,17 +9,12 @@ namespace gossamer::reference {
 
 double activate(Activation activation, double x) {
     switch (activation) {
-        case Activation::none:
-            return x;
-        case Activation::relu:
-            return x < 0 ? 0 : x;
-        case Activation::gelu:
-            return 0.5 * x * std::erfc(-x * std::sqrt(0.5));
+        case Activation::none: return x;
+        case Activation::relu: return x < 0 ? 0 : x;
+        case Activation::gelu: return 0.5 * x * std::erfc(-x * std::sqrt(0.5));
         // x sigmoid(2u) is 0.5 x (1 + tanh u) without its cancellation.
-        case Activation::gelu_tanh:
-            return x / (1 + std::exp(-2 * std::sqrt(2 / std::numbers::pi) * (x + 0.044715 * x * x * x)));
-        case Activation::silu:
-            return x / (1 + std::exp(-x));
+        case Activation::gelu_tanh: return x / (1 + std::exp(-2 * std::sqrt(2 / std::numbers::pi) * (x + 0.044715 * x * x * x)));
+        case Activation::silu: return x / (1 + std::exp(-x));
     }
     return x;
 }

@@ -77,7 +77,8 @@ double peak_ops(const std::string& instruction, int threads, double seconds) {
 }
 
 double read_bandwidth(int64_t buffer_bytes, int threads, double seconds) {
-    if (buffer_bytes < 4096) throw std::invalid_argument("read_bandwidth: buffer_bytes: got " + std::to_string(buffer_bytes) + ", wanted at least 4096");
+    if (buffer_bytes < 4096)
+        throw std::invalid_argument("read_bandwidth: buffer_bytes: got " + std::to_string(buffer_bytes) + ", wanted at least 4096");
     const int team = std::max(threads, 1);
     const int64_t words = buffer_bytes / 8;
     const auto buffer = std::make_unique<uint64_t[]>(static_cast<size_t>(words));

@@ -14,18 +14,15 @@ inline double activation_bound(Activation activation, double z) {
     const double y = std::fabs(reference::activate(activation, z));
     switch (activation) {
         case Activation::none:
-        case Activation::relu:
-            return 0;
+        case Activation::relu: return 0;
         // erf by Abramowitz & Stegun 7.1.26: 1.5e-7 at most, halved and times z.
-        case Activation::gelu:
-            return 0.8e-7 * std::fabs(z) + 8 * kHalfUlp * y;
+        case Activation::gelu: return 0.8e-7 * std::fabs(z) + 8 * kHalfUlp * y;
         // The roundings of the exponential's argument u count |u| times; the clamp at e^88 leaves 1e-37 of a large |z|.
         case Activation::gelu_tanh: {
             const double u = std::min(1.6 * (std::fabs(z) + 0.045 * std::fabs(z * z * z)), 88.0);
             return (10 + 6 * u) * kHalfUlp * y + 1e-37 * std::fabs(z) + 0x1p-149;
         }
-        case Activation::silu:
-            return (10 + 2 * std::min(std::fabs(z), 88.0)) * kHalfUlp * y + 1e-37 * std::fabs(z) + 0x1p-149;
+        case Activation::silu: return (10 + 2 * std::min(std::fabs(z), 88.0)) * kHalfUlp * y + 1e-37 * std::fabs(z) + 0x1p-149;
     }
     return 0;
 }

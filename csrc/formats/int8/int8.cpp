@@ -59,7 +59,8 @@ void for_each_row(int64_t N, int threads, const Body& body) {
 
 Int8Layout int8_layout(int64_t N, int64_t K, int64_t G) {
     if (N < 1 || K < 1) {
-        throw std::invalid_argument("int8: shape: got N = " + std::to_string(N) + ", K = " + std::to_string(K) + ", wanted both at least 1");
+        throw std::invalid_argument("int8: shape: got N = " + std::to_string(N) + ", K = " + std::to_string(K) +
+                                    ", wanted both at least 1");
     }
     if (G != 0 && G != 32 && G != 64 && G != 128) {
         throw std::invalid_argument("int8: group_size: got " + std::to_string(G) + ", wanted 32, 64, 128, or 0 for per channel");
@@ -94,13 +95,13 @@ Int8Weight int8_view(const void* packed, int64_t packed_bytes) {
     }
     if (header.layout != kPackedLayout || header.format != FormatId::int8) {
         throw std::invalid_argument("packed weight: got layout " + std::to_string(header.layout) + ", format " +
-                                    std::to_string(static_cast<uint32_t>(header.format)) + ", wanted layout " + std::to_string(kPackedLayout) +
-                                    ", format 1 (int8): pack it again with this version");
+                                    std::to_string(static_cast<uint32_t>(header.format)) + ", wanted layout " +
+                                    std::to_string(kPackedLayout) + ", format 1 (int8): pack it again with this version");
     }
     const Int8Layout l = int8_layout(header.N, header.K, header.G);
     if (packed_bytes != l.size_bytes) {
-        throw std::invalid_argument("packed weight: got " + std::to_string(packed_bytes) + " bytes, wanted " + std::to_string(l.size_bytes) +
-                                    " for N = " + std::to_string(l.N) + ", K = " + std::to_string(l.K));
+        throw std::invalid_argument("packed weight: got " + std::to_string(packed_bytes) + " bytes, wanted " +
+                                    std::to_string(l.size_bytes) + " for N = " + std::to_string(l.N) + ", K = " + std::to_string(l.K));
     }
     const char* bytes = static_cast<const char*>(packed);
     return {l, reinterpret_cast<const float*>(bytes + l.scales_offset), reinterpret_cast<const int32_t*>(bytes + l.init_offset),

@@ -2,9 +2,9 @@
 //
 //   y = activation( (Q(x) W^T) + bias + addend )        x [M, K], W [N, K] packed int8, y [M, N]; Q quantizes each row (quantize.h)
 //
-// Error against the exact product of the stored weight: |y - x W^T| <= sum_k |W[n,k]| * scale[m] / 2 from rounding x, plus fp32 rounding of the
-// epilogue. Sums are exact integers, so the output is bit-identical for every thread count. Threads share the quantized x and
-// split the grid of (rows x strips of 32 columns).
+// Error against the exact product of the stored weight: |y - x W^T| <= sum_k |W[n,k]| * scale[m] / 2 from rounding x, plus fp32 rounding of
+// the epilogue. Sums are exact integers, so the output is bit-identical for every thread count. Threads share the quantized x and split the
+// grid of (rows x strips of 32 columns).
 #pragma once
 #include <cstdint>
 

@@ -13,8 +13,8 @@
 //   wide A:  [4 rows][K] int16, u in [0, 255]
 //   tile:    4 rows x 16 columns: 8 sums, 2 of B, 1 of A, 1 product
 //
-// Fewer rows: B is widened in registers, 4 columns x 4 k to a vector, and neighbouring sums are added at the end. block_k = 256 keeps the wide
-// strip at 16 KiB, in L1.
+// Fewer rows: B is widened in registers, 4 columns x 4 k to a vector, and neighbouring sums are added at the end. block_k = 256 keeps the
+// wide strip at 16 KiB, in L1.
 #include <immintrin.h>
 
 #include <cstdint>
@@ -31,9 +31,7 @@ inline constexpr int64_t kLineBytes = kPanelColumns * 4;
 
 inline __m256i load(const void* p) { return _mm256_loadu_si256(static_cast<const __m256i*>(p)); }
 inline void store(void* p, __m256i x) { _mm256_storeu_si256(static_cast<__m256i*>(p), x); }
-inline __m256i load_s8_wide(const int8_t* p) {
-    return _mm256_cvtepi8_epi16(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p)));
-}
+inline __m256i load_s8_wide(const int8_t* p) { return _mm256_cvtepi8_epi16(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p))); }
 inline __m256i multiply_pairs(__m256i sum, __m256i a, __m256i b) { return _mm256_add_epi32(sum, _mm256_madd_epi16(a, b)); }
 
 // Between the order of a wide vector's columns and 0..7; its own inverse.
