@@ -25,7 +25,7 @@ test: venv
 	$(CMAKE_PATH) cmake --preset default $(CMAKE_FLAGS)
 	$(CMAKE_PATH) cmake --build --preset default --parallel $(JOBS)
 	$(CMAKE_PATH) ctest --preset default --parallel $(JOBS)
-	GOSSAMER_BUILD_DIR=build/default $(BIN)/python -m pytest
+	GOSSAMER_BUILD_DIR=build/default/CMakeFiles/gossamer_core.dir $(BIN)/python -m pytest
 
 bench: venv
 	mkdir -p build

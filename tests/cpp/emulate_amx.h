@@ -21,7 +21,7 @@ struct Tiles {
 };
 thread_local Tiles tiles;
 
-[[noreturn]] void fail(const char* what, int tile) {
+[[noreturn]] void fail(const char* what, int tile) noexcept {
     std::fprintf(stderr, "emulated AMX: tile %d: %s\n", tile, what);
     std::abort();
 }

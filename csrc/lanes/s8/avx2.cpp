@@ -7,19 +7,22 @@
 //   FMA has 16. The exact alternative, |a| * sign(b, a) through VPMADDUBSW, needs 4 instructions per 32 and fails for w = -128; splitting
 //   a into nibbles needs 4.5.
 //
-// 4 rows and more: the strip of B is widened once per call into pairs and used by every row, A four rows at a time.
+// More than 8 rows: the strip of B is widened once per call into pairs and used by every row, A four rows at a time.
 //
 //   wide B:  [panel][K/2][16 columns][2 k] int16    columns in the order 0 1 4 5 2 3 6 7 (8 9 12 13 ...), as the shuffle leaves them
 //   wide A:  [4 rows][K] int16, u in [0, 255]
 //   tile:    4 rows x 16 columns: 8 sums, 2 of B, 1 of A, 1 product
 //
-// Fewer rows: B is widened in registers, 4 columns x 4 k to a vector, and neighbouring sums are added at the end. block_k = 256 keeps the
-// wide strip at 16 KiB, in L1.
+// Fewer: two rows at a time, B is widened in registers, 4 columns x 4 k to a vector, and neighbouring sums are added at the end. (A loop of
+// VPMADDWD and VPADDD on registers alone reaches 1.5 pairs a cycle on Zen 4, not 2, so many rows are within 15 % of what there is.)
+//
+// block_k = 256 keeps the wide strip at 16 KiB, in L1.
 #include <immintrin.h>
 
 #include <cstdint>
 #include <cstring>
 
+#include "few_rows.h"
 #include "gossamer/s8.h"
 
 namespace gossamer {
@@ -27,6 +30,8 @@ namespace {
 
 inline constexpr int64_t kBlockK = 256;
 inline constexpr int64_t kRows = 4;
+// Up to here, widening B for each pair of rows costs less than widening it once through memory.
+inline constexpr int64_t kFewRows = 8;
 inline constexpr int64_t kLineBytes = kPanelColumns * 4;
 
 inline __m256i load(const void* p) { return _mm256_loadu_si256(static_cast<const __m256i*>(p)); }
@@ -110,19 +115,12 @@ void run_many_rows(const S8Block& t) {
     for (int64_t j = 0; j < t.n_panels; ++j) {
         widen_panel(t.b + j * t.b_panel_stride, t.K, wide_b + j * kBlockK * kPanelColumns);
     }
-    for (int64_t m = 0; m < t.M;) {
-        const int64_t in_panel = m % t.panel_rows;
-        int64_t rows = t.panel_rows - in_panel < t.M - m ? t.panel_rows - in_panel : t.M - m;
-        if (rows > kRows) rows = kRows;
-        const uint8_t* a = t.a + m / t.panel_rows * t.a_panel_stride + in_panel * kChunk;
-        run_group(t, wide_b, a, rows, t.c + m * kStripColumns);
-        m += rows;
-    }
+    for_each_few_rows<kRows>(t, [&](const uint8_t* a, int64_t rows, int64_t m) { run_group(t, wide_b, a, rows, t.c + m * kStripColumns); });
 }
 
 // One panel. Vector v holds columns 4v..4v+3, each as a sum over k0, k1 and one over k2, k3.
 template <int rows>
-void run_few_rows_panel(const int16_t* a, const int8_t* b, int64_t K, const int32_t* init, int32_t* c) {
+void run_pair_panel(const int16_t* a, const int8_t* b, int64_t K, const int32_t* init, int32_t* c) {
     __m256i sums[rows][4] = {};
     for (int64_t k = 0; k < K; k += 4, b += kLineBytes) {
         __m256i quad[rows];
@@ -148,18 +146,24 @@ void run_few_rows_panel(const int16_t* a, const int8_t* b, int64_t K, const int3
 }
 
 template <int rows>
-void run_few_rows(const S8Block& t) {
+void run_pair(const S8Block& t, const uint8_t* a, int32_t* c) {
     alignas(64) int16_t wide_a[rows * kBlockK];
-    widen_rows(t.a, t.panel_rows, rows, t.K, wide_a);
+    widen_rows(a, t.panel_rows, rows, t.K, wide_a);
     for (int64_t j = 0; j < t.n_panels; ++j) {
         const int32_t* init = t.init != nullptr ? t.init + j * kPanelColumns : nullptr;
-        run_few_rows_panel<rows>(wide_a, t.b + j * t.b_panel_stride, t.K, init, t.c + j * kPanelColumns);
+        run_pair_panel<rows>(wide_a, t.b + j * t.b_panel_stride, t.K, init, c + j * kPanelColumns);
     }
 }
 
+void run_few_rows(const S8Block& t) {
+    for_each_few_rows<2>(t, [&](const uint8_t* a, int64_t rows, int64_t m) {
+        int32_t* c = t.c + m * kStripColumns;
+        rows == 1 ? run_pair<1>(t, a, c) : run_pair<2>(t, a, c);
+    });
+}
+
 void run(const S8Block& t) {
-    if (t.M == 1) return run_few_rows<1>(t);
-    if (t.M == 2 && t.panel_rows > 1) return run_few_rows<2>(t);  // two rows of one panel
+    if (t.M <= kFewRows) return run_few_rows(t);
     run_many_rows(t);
 }
 

@@ -74,9 +74,15 @@ void run_few_grouped(const S8GroupedBlock& block, const uint8_t* a, int64_t rows
     }
 }
 
-void run(const S8Block& block) { for_each_few_rows<8>(block, block.c, run_few); }
+void run(const S8Block& block) {
+    for_each_few_rows<8>(block, [&](const uint8_t* a, int64_t rows, int64_t m) { run_few(block, a, rows, block.c + m * kStripColumns); });
+}
+
 // Four rows: as many fp32 totals as int32 sums must fit in the registers.
-void run_grouped(const S8GroupedBlock& block) { for_each_few_rows<4>(block, block.sum, run_few_grouped); }
+void run_grouped(const S8GroupedBlock& block) {
+    for_each_few_rows<4>(
+        block, [&](const uint8_t* a, int64_t rows, int64_t m) { run_few_grouped(block, a, rows, block.sum + m * kStripColumns); });
+}
 
 }  // namespace
 

@@ -13,6 +13,7 @@
 #pragma once
 #include <cstdint>
 
+#include "few_rows.h"
 #include "gossamer/s8.h"
 
 namespace gossamer {
@@ -129,19 +130,6 @@ void run_rows(const S8Block& block, const uint8_t* a, int32_t* c) {
     int64_t v = 0;
     for (; v + vectors <= count; v += vectors) run_tile<rows, vectors, chains>(block, a, v, c);
     for (; v < count; ++v) run_tile<rows, 1, chains>(block, a, v, c);
-}
-
-// Calls run_few(block, a, rows, c) for at most max_rows rows at a time, which do not cross a panel.
-template <int64_t max_rows, class Block, class C>
-void for_each_few_rows(const Block& block, C* c, void (*run_few)(const Block&, const uint8_t*, int64_t, C*)) {
-    for (int64_t m = 0; m < block.M;) {
-        const int64_t in_panel = m % block.panel_rows;
-        int64_t rows = block.panel_rows - in_panel < block.M - m ? block.panel_rows - in_panel : block.M - m;
-        if (rows > max_rows) rows = max_rows;
-        const uint8_t* a = block.a + m / block.panel_rows * block.a_panel_stride + in_panel * kChunk;
-        run_few(block, a, rows, c + m * kStripColumns);
-        m += rows;
-    }
 }
 
 }  // namespace
