@@ -87,5 +87,5 @@ void run_grouped(const S8GroupedBlock& block) {
 }  // namespace
 
 extern const S8Kernels s8_avx512vnni;
-const S8Kernels s8_avx512vnni = {Isa::avx512vnni, 64, kMaxSumK, run, run_grouped, nullptr, nullptr};
+const S8Kernels s8_avx512vnni = {Isa::avx512vnni, 128, kMaxSumK, run, run_grouped, nullptr, nullptr};
 }  // namespace gossamer
