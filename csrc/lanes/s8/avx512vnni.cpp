@@ -3,10 +3,10 @@
 // VPDPBUSD zmm: 64 multiply-adds, latency 4 to 5 cycles; 2 a cycle on Intel server cores, 1 on Zen 4. So 8 to 10 independent sums are
 // needed, and at most one load (a line of B, or 4 bytes of A broadcast) per instruction.
 //
-//   rows    tile (rows x panels x chains along K)     loads per VPDPBUSD
-//   5..8    8 x 2 x 1: 16 sums                         10 / 16
-//   3, 4    4 x 1 x 2:  8 sums                          6 /  4, bound by the bytes of B anyway
-//   2       2 x 1 x 4
+//   rows    tile (rows x panels x chains along K)
+//   5..8    8 x 2 x 1: 16 sums, 10 loads per 16 VPDPBUSD
+//   4       4 x 1 x 4
+//   3, 2    3 x 2 x 4, 2 x 2 x 4: two panels, because a broadcast of A costs Zen 4 a load of 64 bytes
 //   1       1 x 1 x 8: one sequential stream of B per thread, which is what the prefetchers want
 //
 // 12 x 2 and 6 x 4 tiles would read B less often, but panels of A hold 16 rows, which 8 divides; B comes from L2 at 8 bytes a cycle.
@@ -55,9 +55,9 @@ namespace {
 void run_few(const S8Block& block, const uint8_t* a, int64_t rows, int32_t* c) {
     switch (rows) {
         case 1: return run_rows<1, 1, 8>(block, a, c);
-        case 2: return run_rows<2, 1, 4>(block, a, c);
-        case 3: return run_rows<3, 1, 4>(block, a, c);
-        case 4: return run_rows<4, 1, 2>(block, a, c);
+        case 2: return run_rows<2, 2, 4>(block, a, c);
+        case 3: return run_rows<3, 2, 4>(block, a, c);
+        case 4: return run_rows<4, 1, 4>(block, a, c);
         case 5: return run_rows<5, 2, 1>(block, a, c);
         case 6: return run_rows<6, 2, 1>(block, a, c);
         case 7: return run_rows<7, 2, 1>(block, a, c);
