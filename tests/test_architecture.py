@@ -1,11 +1,9 @@
-"""The layering rules of the design, held by reading the sources and the object files."""
+"""The layering rules of the design, held by reading the sources."""
 
 from __future__ import annotations
 
 import ast
-import os
 import re
-import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -27,7 +25,6 @@ ALLOWED = {
     "compression": {"_check", "formats", "nn"},
     "__init__": {"compression", "cpu", "formats", "kernels", "nn", "reporting"},
 }
-KERNEL_FILE = re.compile(r"/(?:scalar|avx\w*|amx\w*)\.cpp\.o$")
 
 
 def sources(folder: Path, *suffixes: str) -> list[Path]:
@@ -148,28 +145,3 @@ def test_no_package_bears_the_name_of_a_public_function() -> None:
     packages = {path.name for path in PACKAGE.iterdir() if path.is_dir()}
     functions = {name for name in gs.__all__ if not hasattr(getattr(gs, name), "__path__")}
     assert not packages & functions
-
-
-def kernel_objects() -> list[Path]:
-    """Object files compiled with the flags of an ISA, in the newest build tree that is found."""
-    named = os.environ.get("GOSSAMER_BUILD_DIR")
-    folders = [Path(named)] if named else [ROOT / "build"]
-    found = [path for folder in folders if folder.is_dir() for path in folder.rglob("*.cpp.o")]
-    kernels = [path for path in found if KERNEL_FILE.search(path.as_posix())]
-    if not kernels:
-        return []
-    newest = max(kernels, key=lambda path: path.stat().st_mtime)
-    tree = newest.as_posix().partition("/CMakeFiles/")[0]
-    return [path for path in kernels if path.as_posix().startswith(tree + "/")]
-
-
-def test_kernel_objects_have_no_weak_symbols() -> None:
-    """A weak symbol compiled for AVX-512 could be the one the linker keeps for everybody (ODR)."""
-    nm, objects = shutil.which("nm"), kernel_objects()
-    if nm is None or not objects:
-        pytest.skip("no nm, or no object files: build in build/ or set GOSSAMER_BUILD_DIR")
-    for path in objects:
-        lines = subprocess.check_output([nm, "--defined-only", "-C", path], text=True).splitlines()
-        assert lines, path
-        weak = [line for line in lines if re.search(r"^\S+ [VvWwu] ", line)]
-        assert not weak, f"{path}: {weak}"

@@ -1,8 +1,8 @@
 """Types of the C++ extension. Pointers are integers, sizes are elements unless named ``_bytes``.
 
-Nothing here checks tensors: ``_ops.py`` does, and is the only caller that turns tensors into pointers.
-Dtype codes: 0 float32, 1 bfloat16, 2 float16. Activation codes: 0 none, 1 relu, 2 gelu, 3 gelu_tanh, 4 silu.
-``isa`` is a name of ``isa_available()``, or "" for the active one.
+Nothing here checks tensors: ``_ops.py`` does, and is the only caller that turns tensors into
+pointers. Dtype codes: 0 float32, 1 bfloat16, 2 float16. Activation codes: 0 none, 1 relu, 2 gelu,
+3 gelu_tanh, 4 silu. ``isa`` is a name of ``isa_available()``, or "" for the active one.
 """
 
 def isa_names() -> list[str]: ...

@@ -85,6 +85,9 @@ Int8Layout int8_layout(int64_t N, int64_t K, int64_t G) {
 }
 
 Int8Weight int8_view(const void* packed, int64_t packed_bytes) {
+    if (reinterpret_cast<uintptr_t>(packed) % alignof(PackedHeader) != 0) {
+        throw std::invalid_argument("packed weight: the bytes start at an address that is not a multiple of 8; copy them");
+    }
     PackedHeader header;
     if (packed_bytes < static_cast<int64_t>(sizeof header)) {
         throw std::invalid_argument("packed weight: got " + std::to_string(packed_bytes) + " bytes, wanted at least a header of 64");

@@ -57,7 +57,7 @@ struct Int8Weight {
     const int8_t* panels;
 };
 
-// Throws std::invalid_argument when the bytes are not a packed int8 weight of this layout and length.
+// Throws std::invalid_argument when the bytes are not a packed int8 weight of this layout and length, or not aligned to 8.
 Int8Weight int8_view(const void* packed, int64_t packed_bytes);
 
 void int8_pack(const int8_t* values, const float* scales, int64_t N, int64_t K, int64_t G, void* packed, int threads);

@@ -15,7 +15,8 @@
 //
 // Special rows: a NaN or an infinity gives q = 0 and scale = NaN, so the whole output row is NaN, never a silent number. A row of
 // zeros gives zeros and scale 0. Rows so small that 127 / amax overflows are multiplied by 2^100 first (exact).
-// Rounding error: |x - scale * q| <= scale / 2 * (1 + 2^-14): three fp32 roundings of up to 127 steps.
+// Rounding error: |x - scale * q| <= scale / 2 * (1 + 2^-14): three fp32 roundings of up to 127 steps; below
+// amax = 2^-119 the scale itself is subnormal, and coarser.
 // Two passes: the first reads x from memory, the second finds the row in L1 (K <= 8192 for f32) and writes a quarter of it.
 #pragma once
 #include <cstdint>
