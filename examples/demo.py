@@ -30,6 +30,7 @@ from gossamer.bench.model import (
     INT8,
     INT8_BF16,
     SUBJECTS,
+    narrow_tables,
     run_model_benchmark,
     table,
 )
@@ -134,16 +135,12 @@ def measure(model: str, out: Path, quick: bool) -> Outcome:
 
 def show(outcome: Outcome) -> None:
     """Print the table and the summary."""
-    header, lines = table(outcome.rows)
-    timed = [i for i, name in enumerate(header) if name.endswith(", ms")]
-    others = [i for i in range(1, len(header)) if i not in timed]
-    for title, columns in (("size and quality", others), ("latency", timed)):
+    for title, header, lines in narrow_tables(outcome.rows):
         printed = Table(title=f"{TITLES[outcome.model]}: {title}", title_justify="left")
-        printed.add_column(header[0], no_wrap=True)
-        for i in columns:
-            printed.add_column(header[i], justify="right")
+        for number, heading in enumerate(header):
+            printed.add_column(heading, justify="right" if number else "left", no_wrap=not number)
         for line in lines:
-            printed.add_row(line[0], *(line[i] for i in columns))
+            printed.add_row(*line)
         console.print(printed)
     console.print(summary(outcome))
     console.print(NOTE)

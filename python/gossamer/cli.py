@@ -132,7 +132,7 @@ def bench_model(
     json_path: JsonPath = None,
 ) -> None:
     """Compress a real model: size, quality and latency against dense FP32 and bf16."""
-    from gossamer.bench.model import run_model_benchmark, table
+    from gossamer.bench.model import narrow_tables, run_model_benchmark
 
     with _progress() as on_progress:
         rows = run_model_benchmark(
@@ -142,13 +142,13 @@ def bench_model(
             compiled=compiled,
             on_progress=on_progress,
         )
-    header, lines = table(rows)
-    shown = rich.table.Table(title=model, title_justify="left")
-    for number, heading in enumerate(header):
-        shown.add_column(heading, justify="right" if number else "left")
-    for line in lines:
-        shown.add_row(*line)
-    console.print(shown)
+    for title, header, lines in narrow_tables(rows):
+        shown = rich.table.Table(title=f"{model}: {title}", title_justify="left")
+        for number, heading in enumerate(header):
+            shown.add_column(heading, justify="right" if number else "left", no_wrap=not number)
+        for line in lines:
+            shown.add_row(*line)
+        console.print(shown)
 
 
 @app.command()

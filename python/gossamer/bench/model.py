@@ -178,6 +178,17 @@ def table(rows: Sequence[Row]) -> tuple[list[str], list[list[str]]]:
     return header, lines
 
 
+def narrow_tables(rows: Sequence[Row]) -> list[tuple[str, list[str], list[list[str]]]]:
+    """:func:`table` in two parts that fit a terminal: (title, header, cells)."""
+    header, lines = table(rows)
+    timed = [i for i, name in enumerate(header) if name.endswith(", ms")]
+    others = [i for i in range(1, len(header)) if i not in timed]
+    return [
+        (title, [header[i] for i in columns], [[line[i] for i in columns] for line in lines])
+        for title, columns in (("size and quality", [0, *others]), ("latency", [0, *timed]))
+    ]
+
+
 def build_minilm(variant: str) -> Prepare:
     """Contender: token ids in, unit sentence embeddings out."""
     model = VARIANTS[variant].transform(models.load_minilm()[0])
