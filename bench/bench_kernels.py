@@ -10,7 +10,7 @@ import torch
 import gossamer as gs
 from gossamer.bench.linear import Layer
 
-ROWS = (1, 16, 256)
+ROWS = (1, 4, 16, 256)
 DTYPES = (torch.float32, torch.bfloat16)
 
 
@@ -21,9 +21,9 @@ def isa(request: pytest.FixtureRequest) -> str:
     return name
 
 
-def random_weight(layer: Layer) -> gs.formats.Int8:
+def random_weight(layer: Layer, group_size: int | None = None) -> gs.formats.Int8:
     generator = torch.Generator().manual_seed(0)
-    return gs.formats.Int8.quantize(torch.randn(layer.N, layer.K, generator=generator))
+    return gs.formats.Int8.quantize(torch.randn(layer.N, layer.K, generator=generator), group_size)
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
@@ -31,6 +31,15 @@ def random_weight(layer: Layer) -> gs.formats.Int8:
 def bench_matmul(benchmark: Any, layer: Layer, M: int, dtype: torch.dtype, isa: str) -> None:
     weight = gs.kernels.pack(random_weight(layer))
     x = torch.randn(M, layer.K).to(dtype)
+    benchmark.extra_info["operations"] = 2 * M * layer.N * layer.K
+    benchmark(gs.kernels.matmul, x, weight, isa=isa)
+
+
+@pytest.mark.parametrize("group_size", (32, 64, 128))
+@pytest.mark.parametrize("M", ROWS)
+def bench_matmul_grouped(benchmark: Any, layer: Layer, M: int, group_size: int, isa: str) -> None:
+    weight = gs.kernels.pack(random_weight(layer, group_size))
+    x = torch.randn(M, layer.K)
     benchmark.extra_info["operations"] = 2 * M * layer.N * layer.K
     benchmark(gs.kernels.matmul, x, weight, isa=isa)
 
