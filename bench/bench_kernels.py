@@ -35,7 +35,7 @@ def bench_matmul(benchmark: Any, layer: Layer, M: int, dtype: torch.dtype, isa: 
     benchmark(gs.kernels.matmul, x, weight, isa=isa)
 
 
-@pytest.mark.parametrize("group_size", (32, 64, 128))
+@pytest.mark.parametrize("group_size", [32, 64, 128])
 @pytest.mark.parametrize("M", ROWS)
 def bench_matmul_grouped(benchmark: Any, layer: Layer, M: int, group_size: int, isa: str) -> None:
     weight = gs.kernels.pack(random_weight(layer, group_size))

@@ -21,7 +21,7 @@ namespace gossamer {
 namespace {
 
 constexpr int64_t kSlabRows = 2048, kSlabBytes = int64_t{16} << 20;
-constexpr int64_t kMaxBlockRows = 256;
+constexpr int64_t kMaxBlockRows = 128;
 constexpr int64_t kBlockBytes = 1 << 20;  // of A, half of a 2 MiB L2
 // Up to this many rows every thread quantizes all of x for itself, which is cheaper than a barrier.
 constexpr int64_t kPrivateRows = 4;

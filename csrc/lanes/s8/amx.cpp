@@ -1,8 +1,9 @@
 // s8 lane on AMX-INT8. Contract: s8.h.
 //
-// TDPUSD multiplies 16 x 64 bytes by 64 x 16 bytes in 16 cycles. Tiles: 2 x 2 of C, 2 of A, 2 of B, so each step of 64 k loads 4 tiles (64
-// lines) for 4 products (64 cycles): one line a cycle, which L1 gives and L2 does not. Hence block_k = 512: the strip of B (2 panels x 512
-// k = 16 KiB) stays in L1 while the panels of A, contiguous, stream from L2; a block of 256 rows x 4096 k is 1 MiB of L2.
+// TDPBUSD multiplies 16 x 64 bytes by 64 x 16 bytes in 16 cycles. Tiles: 2 x 2 of C, 2 of A, 2 of B, so each step of 64 k loads 4 tiles
+// (64 lines) for 4 products (64 cycles): one line a cycle, which L1 gives and L2 does not. Hence block_k = 512 and block_rows = 128: the
+// strip of B (2 panels x 512 k) and the block of C (128 rows x 32 columns) take 16 KiB of L1 each, while the panels of A, contiguous,
+// stream from L2 (128 rows x 4096 k are 512 KiB). These sizes follow from the caches; they have not been tuned on a machine with AMX yet.
 //
 //             B tmm6   B tmm7          A tile: 16 rows x 64 k, contiguous in its panel (quantize.h)
 //   A tmm4    C tmm0   C tmm1          B tile: 16 lines of [16 columns][4 k], contiguous in its panel (s8.h)
@@ -101,5 +102,5 @@ void run(const S8Block& t) {
 }  // namespace
 
 extern const S8Kernels s8_amx;
-const S8Kernels s8_amx = {Isa::amx, 256, 512, run, nullptr, begin, end};
+const S8Kernels s8_amx = {Isa::amx, 128, 512, run, nullptr, begin, end};
 }  // namespace gossamer
