@@ -85,9 +85,6 @@ Int8Layout int8_layout(int64_t N, int64_t K, int64_t G) {
 }
 
 Int8Weight int8_view(const void* packed, int64_t packed_bytes) {
-    if (reinterpret_cast<uintptr_t>(packed) % alignof(PackedHeader) != 0) {
-        throw std::invalid_argument("packed weight: the bytes start at an address that is not a multiple of 8; copy them");
-    }
     PackedHeader header;
     if (packed_bytes < static_cast<int64_t>(sizeof header)) {
         throw std::invalid_argument("packed weight: got " + std::to_string(packed_bytes) + " bytes, wanted at least a header of 64");
@@ -105,6 +102,9 @@ Int8Weight int8_view(const void* packed, int64_t packed_bytes) {
     if (packed_bytes != l.size_bytes) {
         throw std::invalid_argument("packed weight: got " + std::to_string(packed_bytes) + " bytes, wanted " +
                                     std::to_string(l.size_bytes) + " for N = " + std::to_string(l.N) + ", K = " + std::to_string(l.K));
+    }
+    if (reinterpret_cast<uintptr_t>(packed) % alignof(PackedHeader) != 0) {
+        throw std::invalid_argument("packed weight: the bytes start at an address that is not a multiple of 8; copy them");
     }
     const char* bytes = static_cast<const char*>(packed);
     return {l, reinterpret_cast<const float*>(bytes + l.scales_offset), reinterpret_cast<const int32_t*>(bytes + l.init_offset),

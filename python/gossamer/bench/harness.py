@@ -148,7 +148,7 @@ def measure(
         return [_measure_case(workers, i, case, rounds, step) for i, case in enumerate(cases)]
     finally:
         for worker in workers:
-            worker.kill()
+            worker.end()
 
 
 def steps(contenders: int, cases: int, rounds: int) -> int:

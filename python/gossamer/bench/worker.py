@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from gossamer.bench.harness import Contender
 
 ANSWER_LIMIT_SECONDS = 900.0
+GOODBYE_LIMIT_SECONDS = 5.0
 
 Run = Callable[[], Any]
 Prepare = Callable[[Any], Run]
@@ -62,11 +63,13 @@ class Worker:
         seconds: float = self._ask("time")
         return seconds
 
-    def kill(self) -> None:
-        """End the process, whatever it is doing."""
+    def end(self) -> None:
+        """Let an idle process leave by itself, which frees its semaphores; kill a busy one."""
+        self._connection.close()
+        self._signal(signal.SIGCONT)
+        self._process.join(0 if self._broken else GOODBYE_LIMIT_SECONDS)
         self._signal(signal.SIGKILL)
         self._process.join()
-        self._connection.close()
 
     def _ask(self, *message: Any) -> Any:
         if self._broken:
