@@ -55,19 +55,37 @@ inline void multiply(Tile<rows, vectors, chains>& t, const uint8_t* a, const int
     }
 }
 
+// The first chain starts from `before`, rows row_stride apart; the others from zero.
 template <int rows, int vectors, int chains>
-void run_tile(const S8Block& block, const uint8_t* a, int64_t first_vector, int32_t* c) {
-    const int64_t first_column = first_vector * Sums::columns;
-    Tile<rows, vectors, chains> t;
+inline void start(Tile<rows, vectors, chains>& t, const int32_t* before, int64_t row_stride) {
 #pragma GCC unroll 8
     for (int r = 0; r < rows; ++r) {
 #pragma GCC unroll 8
         for (int v = 0; v < vectors; ++v) {
-            const int32_t* before = block.init != nullptr ? block.init : c + r * kStripColumns;
-            t.sums[0][r][v] = load(before + first_column + v * Sums::columns);
+            t.sums[0][r][v] = load(before + r * row_stride + v * Sums::columns);
 #pragma GCC unroll 8
             for (int u = 1; u < chains; ++u) t.sums[u][r][v] = zero();
         }
+    }
+}
+
+// All chains of one sum.
+template <int rows, int vectors, int chains>
+inline Sums total(const Tile<rows, vectors, chains>& t, int r, int v) {
+    Sums sum = t.sums[0][r][v];
+#pragma GCC unroll 8
+    for (int u = 1; u < chains; ++u) sum = add(sum, t.sums[u][r][v]);
+    return sum;
+}
+
+template <int rows, int vectors, int chains>
+void run_tile(const S8Block& block, const uint8_t* a, int64_t first_vector, int32_t* c) {
+    c += first_vector * Sums::columns;
+    Tile<rows, vectors, chains> t;
+    if (block.init != nullptr) {
+        start(t, block.init + first_vector * Sums::columns, 0);
+    } else {
+        start(t, c, kStripColumns);
     }
     const int8_t* b = block.b + vector_offset(first_vector, block.b_panel_stride);
     for (int64_t k = 0; k < block.K; k += kChunk, a += block.panel_rows * kChunk, b += kChunk * kPanelColumns) {
@@ -76,12 +94,7 @@ void run_tile(const S8Block& block, const uint8_t* a, int64_t first_vector, int3
 #pragma GCC unroll 8
     for (int r = 0; r < rows; ++r) {
 #pragma GCC unroll 8
-        for (int v = 0; v < vectors; ++v) {
-            Sums sum = t.sums[0][r][v];
-#pragma GCC unroll 8
-            for (int u = 1; u < chains; ++u) sum = add(sum, t.sums[u][r][v]);
-            store(c + r * kStripColumns + first_column + v * Sums::columns, sum);
-        }
+        for (int v = 0; v < vectors; ++v) store(c + r * kStripColumns + v * Sums::columns, total(t, r, v));
     }
 }
 
@@ -94,24 +107,16 @@ void run_tile_grouped(const S8GroupedBlock& block, const uint8_t* a, int64_t fir
     const int8_t* b = block.b + vector_offset(first_vector, block.b_panel_stride);
     const int32_t* init = block.init + first_column;
     const float* scales = block.scales + first_column;
-    Floats total[rows][vectors];
+    Floats scaled[rows][vectors];
 #pragma GCC unroll 8
     for (int r = 0; r < rows; ++r) {
 #pragma GCC unroll 8
-        for (int v = 0; v < vectors; ++v) total[r][v] = zero_floats();
+        for (int v = 0; v < vectors; ++v) scaled[r][v] = zero_floats();
     }
     for (int64_t first_k = 0; first_k < block.K; first_k += block.group_k, init += block.group_stride, scales += block.group_stride) {
         const int64_t last_k = first_k + block.group_k < block.K ? first_k + block.group_k : block.K;
         Tile<rows, vectors, chains> t;
-#pragma GCC unroll 8
-        for (int r = 0; r < rows; ++r) {
-#pragma GCC unroll 8
-            for (int v = 0; v < vectors; ++v) {
-                t.sums[0][r][v] = load(init + v * Sums::columns);
-#pragma GCC unroll 8
-                for (int u = 1; u < chains; ++u) t.sums[u][r][v] = zero();
-            }
-        }
+        start(t, init, 0);
         for (int64_t k = first_k; k < last_k; k += step) {
             const uint8_t* ak = a + k / kChunk * chunk_stride + k % kChunk;
             multiply(t, ak, b + k * kPanelColumns, block.b_panel_stride, step / 4);
@@ -119,18 +124,13 @@ void run_tile_grouped(const S8GroupedBlock& block, const uint8_t* a, int64_t fir
 #pragma GCC unroll 8
         for (int r = 0; r < rows; ++r) {
 #pragma GCC unroll 8
-            for (int v = 0; v < vectors; ++v) {
-                Sums s = t.sums[0][r][v];
-#pragma GCC unroll 8
-                for (int u = 1; u < chains; ++u) s = add(s, t.sums[u][r][v]);
-                total[r][v] = scale_add(total[r][v], s, scales + v * Sums::columns);
-            }
+            for (int v = 0; v < vectors; ++v) scaled[r][v] = scale_add(scaled[r][v], total(t, r, v), scales + v * Sums::columns);
         }
     }
 #pragma GCC unroll 8
     for (int r = 0; r < rows; ++r) {
 #pragma GCC unroll 8
-        for (int v = 0; v < vectors; ++v) store(sum + r * kStripColumns + first_column + v * Sums::columns, total[r][v]);
+        for (int v = 0; v < vectors; ++v) store(sum + r * kStripColumns + first_column + v * Sums::columns, scaled[r][v]);
     }
 }
 
