@@ -63,7 +63,7 @@ struct S8Kernels {
     int64_t block_rows;  // rows of A per call, a multiple of 16: the A block stays in L2, the C block in L1/L2
     int64_t block_k;     // k per call, a multiple of 64: the strip of B stays in L1 where the kernel reads it once per panel of A
     void (*run)(const S8Block& block);
-    // Null where the driver does as well by calling run for each group and adding the scaled sums in memory.
+    // Null: the driver calls run for each group and adds the scaled sums in memory.
     void (*run_grouped)(const S8GroupedBlock& block);
     // Around a thread's work; null where there is nothing to do (AMX configures and releases its tiles).
     void (*begin)(int64_t panel_rows);

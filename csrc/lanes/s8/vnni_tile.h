@@ -6,8 +6,8 @@
 //   Sums dot(Sums sum, Sums word, Sums line)                  sum += word * line, four products to a column
 //   struct Floats;  Floats zero_floats(), scale_add(Floats, Sums, const float* scales);  void store(float*, Floats)
 //
-// Every loop over a tile is unrolled by hand: the array stays in registers only if no index is left at run time (g++ 12 otherwise stored
-// and loaded all sums once per 64 k, 10 % of the time).
+// Every loop over a tile is unrolled: the array stays in registers only if no index is left at run time (g++ 12 otherwise stored and loaded
+// all sums once per 64 k, 1-2 % of the time).
 //
 // A tile is rows x vectors x chains: `chains` splits K so that few rows still have enough independent sums to hide the latency.
 //

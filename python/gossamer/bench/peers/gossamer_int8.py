@@ -16,7 +16,7 @@ def build(weight: Array, dtype: str) -> PrepareInput:
     dense = torch.nn.Linear(in_features, out_features, bias=False)
     with torch.no_grad():
         dense.weight.copy_(torch.from_numpy(weight))
-    # Not compress(): that leaves alone what is too small to gain, and here every shape is asked.
+    # Not compress(): it takes a model, and this is one layer.
     layer = gs.nn.Linear.from_dense(dense, "int8")
 
     def prepare(x: Array) -> Run:
