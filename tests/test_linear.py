@@ -26,7 +26,7 @@ def make_layer(
     N: int = 24, K: int = 70, *, bias: bool = True, group_size: int | None = None, **options: Any
 ) -> gs.nn.Linear:
     dense = torch.nn.Linear(K, N, bias=bias)
-    return gs.nn.Linear.from_dense(dense, "int8", group_size=group_size, **options)
+    return gs.nn.Linear.from_dense(dense, gs.Quantize("int8", group_size), **options)
 
 
 def same(a: gs.nn.Linear, b: gs.nn.Linear) -> bool:
@@ -48,7 +48,7 @@ class TestMaking:
         self, N: int, K: int, M: int, group_size: int | None, bias: bool
     ) -> None:
         dense = torch.nn.Linear(K, N, bias=bias)
-        layer = gs.nn.Linear.from_dense(dense, group_size=group_size)
+        layer = gs.nn.Linear.from_dense(dense, gs.Quantize("int8", group_size))
         x = torch.randn(M, K)
         with torch.no_grad():
             error = (layer(x) - dense(x)).abs()
@@ -110,7 +110,7 @@ class TestMaking:
     def test_from_dense_of_something_else(self) -> None:
         with pytest.raises(TypeError, match=r"Linear.from_dense: linear: got Conv2d"):
             gs.nn.Linear.from_dense(torch.nn.Conv2d(3, 4, 3))
-        with pytest.raises(ValueError, match=r"Linear.from_dense: format: got 'int3'"):
+        with pytest.raises(ValueError, match=r"Quantize: scheme: got 'int3'"):
             gs.nn.Linear.from_dense(torch.nn.Linear(2, 2), "int3")
 
     def test_hooks_run(self) -> None:

@@ -29,7 +29,7 @@ def make_layer(
     group_size: int | None = None,
 ) -> gs.nn.Linear:
     dense = torch.nn.Linear(K, N, bias=bias)
-    return gs.nn.Linear.from_dense(dense, "int8", group_size=group_size, activation=activation)
+    return gs.nn.Linear.from_dense(dense, gs.Quantize("int8", group_size), activation=activation)
 
 
 def make_strided(shape: tuple[int, ...], layout: str) -> Tensor:

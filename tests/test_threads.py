@@ -26,7 +26,7 @@ def _threads_as_before() -> Iterator[None]:
 def test_same_bits_for_any_number_of_torch_threads(
     isa: str, shape: tuple[int, int], M: int, group_size: int | None
 ) -> None:
-    layer = gs.nn.Linear.from_dense(torch.nn.Linear(*shape[::-1]), group_size=group_size)
+    layer = gs.nn.Linear.from_dense(torch.nn.Linear(*shape[::-1]), gs.Quantize("int8", group_size))
     x = torch.randn(M, shape[1])
     outputs = []
     for threads in (1, 2, 4):

@@ -12,8 +12,8 @@ from torch import nn
 from torch.nn.parameter import is_lazy
 
 from . import _check
-from .formats import FORMATS
 from .nn.linear import Linear, dense_weight, is_conv1d
+from .schemes import Quantize, as_quantize
 
 Pattern: TypeAlias = str | type[nn.Module]
 Model = TypeVar("Model", bound=nn.Module)
@@ -29,39 +29,6 @@ _HOOKS = (
     "_backward_pre_hooks",
     "_is_full_backward_hook",
 )
-
-
-@dataclass(frozen=True)
-class Quantize:
-    """Store weights in fewer bits.
-
-    Parameters
-    ----------
-    scheme : str
-        A name in ``gs.formats.FORMATS``: "int8".
-    group_size : int, optional
-        32, 64 or 128 consecutive input features share a scale, which helps weights with outliers;
-        None: one scale per output channel, the fastest.
-
-    Raises
-    ------
-    ValueError
-        For another name or size.
-
-    Examples
-    --------
-    >>> gs.Quantize("int8", group_size=64)
-    Quantize(scheme='int8', group_size=64)
-    """
-
-    scheme: str
-    group_size: int | None = None
-
-    def __post_init__(self) -> None:
-        if not isinstance(self.scheme, str) or self.scheme not in FORMATS:
-            names = ", ".join(FORMATS)
-            raise ValueError(f"Quantize: scheme: got {self.scheme!r}, wanted one of {names}")
-        _check.group_size("Quantize", self.group_size)
 
 
 @dataclass(frozen=True)
@@ -140,11 +107,7 @@ def compress(
       (2): Linear(in_features=64, out_features=8, bias=True)
     )
     """
-    recipe = Quantize(scheme) if isinstance(scheme, str) else scheme
-    if not isinstance(recipe, Quantize):
-        raise TypeError(
-            f"compress: scheme: got {_check.describe(scheme)}, wanted a name or gs.Quantize"
-        )
+    recipe = as_quantize("compress", scheme)
     if not isinstance(model, nn.Module):
         raise TypeError(f"compress: model: got {_check.describe(model)}, wanted nn.Module")
     if _is_linear(model):
@@ -333,7 +296,7 @@ def _replacement(layer: _Layer, recipe: Quantize) -> Linear:
             f"compress: model: layer {name!r} is on {device}; move the model to the CPU first"
         )
     try:
-        new = Linear.from_dense(old, recipe.scheme, group_size=recipe.group_size)
+        new = Linear.from_dense(old, recipe)
     except (TypeError, ValueError) as error:
         raise type(error)(f"compress: model: layer {name!r}: {error}") from error
     for hooks in _HOOKS:

@@ -12,6 +12,7 @@ from torch.nn import Parameter
 
 from .. import _check, _ops
 from ..formats import FORMATS, Format
+from ..schemes import Quantize, as_quantize
 from .weight import PackedWeight
 
 
@@ -122,9 +123,8 @@ class Linear(torch.nn.Module):
     def from_dense(
         cls,
         linear: torch.nn.Module,
-        format: str = "int8",
+        scheme: str | Quantize = "int8",
         *,
-        group_size: int | None = None,
         activation: str = "none",
     ) -> Linear:
         """Quantize a dense layer.
@@ -133,10 +133,8 @@ class Linear(torch.nn.Module):
         ----------
         linear : nn.Linear or transformers Conv1D
             The layer; it is left as it is. The new one shares its bias.
-        format : str
-            A name in ``gs.formats.FORMATS``.
-        group_size : int, optional
-            None (one scale per output channel), 32, 64 or 128.
+        scheme : str or Quantize
+            Such as "int8" or ``gs.Quantize("int8", group_size=64)``.
         activation : str
             As of the class.
 
@@ -148,20 +146,17 @@ class Linear(torch.nn.Module):
         Raises
         ------
         ValueError, TypeError, RuntimeError
-            For an unknown format, a weight with NaN or infinity, or one that is not on the CPU.
+            For an unknown scheme, a weight with NaN or infinity, or one that is not on the CPU.
 
         Examples
         --------
-        >>> layer = gs.nn.Linear.from_dense(torch.nn.Linear(256, 8), "int8", group_size=64)
+        >>> scheme = gs.Quantize("int8", group_size=64)
+        >>> layer = gs.nn.Linear.from_dense(torch.nn.Linear(256, 8), scheme)
         >>> layer.weight_error < 0.01
         True
         """
-        if format not in FORMATS:
-            raise ValueError(
-                f"Linear.from_dense: format: got {format!r}, wanted one of {', '.join(FORMATS)}"
-            )
         dense, bias = dense_weight(linear), linear.bias
-        weight = FORMATS[format].quantize(dense, group_size)
+        weight = as_quantize("Linear.from_dense", scheme).quantize(dense)
         N, K = weight.shape
         layer = cls(K, N, weight=weight, bias=bias, activation=activation, dtype=dense.dtype)  # type: ignore[arg-type]
         layer._remember_dense(dense, weight)
