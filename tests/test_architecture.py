@@ -21,9 +21,11 @@ ALLOWED = {
     "cpu": {"_C", "_check"},
     "formats": {"_check", "_ops"},
     "kernels": {"_C", "_check", "_ops", "formats"},
-    "nn": {"_check", "_ops", "formats"},
-    "compression": {"_check", "formats", "nn"},
-    "__init__": {"compression", "cpu", "formats", "kernels", "nn", "reporting"},
+    "schemes": {"_check", "formats"},
+    "nn": {"_check", "_ops", "formats", "schemes"},
+    "fusion": {"_check", "nn", "schemes"},
+    "compression": {"_check", "formats", "fusion", "nn", "schemes"},
+    "__init__": {"compression", "cpu", "formats", "fusion", "kernels", "nn", "reporting", "schemes"},
 }
 
 
