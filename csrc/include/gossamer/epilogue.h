@@ -13,10 +13,11 @@
 
 #include "gossamer/dtype.h"
 #include "gossamer/isa.h"
+#include "gossamer/lane.h"
 
 namespace gossamer {
 
-inline constexpr int64_t kStripColumns = 32;
+
 
 enum class Activation : int { none, relu, gelu, gelu_tanh, silu };
 inline constexpr int kActivationCount = 5;

@@ -23,11 +23,12 @@
 
 #include "gossamer/dtype.h"
 #include "gossamer/isa.h"
+#include "gossamer/lane.h"
 
 namespace gossamer {
 
-inline constexpr int64_t kPanelRows = 16;
-inline constexpr int64_t kChunk = 64;  // k per line of an A panel; K is padded to it
+
+inline constexpr int64_t kChunk = 64;  // k per line of an A panel (lane.h); K is padded to it
 
 constexpr int64_t padded_k(int64_t K) { return (K + kChunk - 1) / kChunk * kChunk; }
 

@@ -45,7 +45,7 @@ void configure(int64_t panel_rows, int64_t step_k) {
     _tile_loadconfig(&config);
 }
 
-void begin(int64_t panel_rows) { configure(panel_rows, kChunk); }
+void begin(int64_t panel_rows) { configure(panel_rows, S8Block::chunk); }
 void end() { _tile_release(); }
 
 template <int panels_of_a, int panels_of_b>
@@ -60,8 +60,8 @@ void run_tiles(const S8Block& t, const uint8_t* a, int32_t* c) {
     if constexpr (panels_of_a == 2) _tile_loadd(2, before1, before_stride);
     if constexpr (panels_of_a == 2 && panels_of_b == 2) _tile_loadd(3, before1 + kPanelColumns, before_stride);
     const int8_t* b = t.b;
-    for (int64_t k = 0; k < t.K; k += kChunk, a += t.panel_rows * kChunk, b += kChunk * kPanelColumns) {
-        _tile_loadd(4, a, kChunk);
+    for (int64_t k = 0; k < t.K; k += S8Block::chunk, a += t.panel_rows * S8Block::chunk, b += S8Block::chunk * kPanelColumns) {
+        _tile_loadd(4, a, S8Block::chunk);
         _tile_loadd(6, b, 64);
         _tile_dpbusd(0, 4, 6);
         if constexpr (panels_of_b == 2) {
@@ -69,7 +69,7 @@ void run_tiles(const S8Block& t, const uint8_t* a, int32_t* c) {
             _tile_dpbusd(1, 4, 7);
         }
         if constexpr (panels_of_a == 2) {
-            _tile_loadd(5, a + t.a_panel_stride, kChunk);
+            _tile_loadd(5, a + t.a_panel_stride, S8Block::chunk);
             _tile_dpbusd(2, 5, 6);
             if constexpr (panels_of_b == 2) _tile_dpbusd(3, 5, 7);
         }
@@ -89,18 +89,18 @@ void run_strip(const S8Block& t) {
 }
 
 void run(const S8Block& t) {
-    const bool half_step = t.K < kChunk;  // groups of 32
+    const bool half_step = t.K < S8Block::chunk;  // groups of 32
     if (half_step) configure(t.panel_rows, t.K);
     if (t.n_panels == 2) {
         run_strip<2>(t);
     } else {
         run_strip<1>(t);
     }
-    if (half_step) configure(t.panel_rows, kChunk);
+    if (half_step) configure(t.panel_rows, S8Block::chunk);
 }
 
 }  // namespace
 
 extern const S8Kernels s8_amx;
-const S8Kernels s8_amx = {Isa::amx, 128, 512, run, nullptr, begin, end};
+const S8Kernels s8_amx = {{Isa::amx, 128, 512, run, begin, end}, nullptr};
 }  // namespace gossamer

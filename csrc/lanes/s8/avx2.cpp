@@ -22,7 +22,7 @@
 #include <cstdint>
 #include <cstring>
 
-#include "few_rows.h"
+#include "../few_rows.h"
 #include "gossamer/s8.h"
 
 namespace gossamer {
@@ -59,9 +59,9 @@ void widen_panel(const int8_t* panel, int64_t K, int16_t* wide) {
 // `rows` rows of one panel of A, from lines of 64 bytes to rows of K.
 void widen_rows(const uint8_t* a, int64_t panel_rows, int64_t rows, int64_t K, int16_t* wide) {
     for (int64_t k = 0; k < K; k += 16) {
-        const uint8_t* line = a + k / kChunk * panel_rows * kChunk + k % kChunk;
+        const uint8_t* line = a + k / S8Block::chunk * panel_rows * S8Block::chunk + k % S8Block::chunk;
         for (int64_t r = 0; r < rows; ++r) {
-            const __m128i bytes = _mm_loadu_si128(reinterpret_cast<const __m128i*>(line + r * kChunk));
+            const __m128i bytes = _mm_loadu_si128(reinterpret_cast<const __m128i*>(line + r * S8Block::chunk));
             store(wide + r * kBlockK + k, _mm256_cvtepu8_epi16(bytes));
         }
     }
@@ -170,5 +170,5 @@ void run(const S8Block& t) {
 }  // namespace
 
 extern const S8Kernels s8_avx2;
-const S8Kernels s8_avx2 = {Isa::avx2, 128, kBlockK, run, nullptr, nullptr, nullptr};
+const S8Kernels s8_avx2 = {{Isa::avx2, 128, kBlockK, run, nullptr, nullptr}, nullptr};
 }  // namespace gossamer

@@ -38,7 +38,7 @@ inline void store(float* p, Floats f) { _mm512_storeu_ps(p, f.v); }
 inline Floats scale_add(Floats total, Sums s, const float* scales) {
     return {_mm512_fmadd_ps(_mm512_cvtepi32_ps(s.v), _mm512_loadu_ps(scales), total.v)};
 }
-inline Sums broadcast4(const uint8_t* a) {
+inline Sums broadcast_word(const uint8_t* a) {
     int32_t word;
     std::memcpy(&word, a, 4);
     return {_mm512_set1_epi32(word)};
@@ -47,7 +47,7 @@ inline Sums broadcast4(const uint8_t* a) {
 }  // namespace
 }  // namespace gossamer
 
-#include "vnni_tile.h"
+#include "grouped_tile.h"
 
 namespace gossamer {
 namespace {
@@ -87,5 +87,5 @@ void run_grouped(const S8GroupedBlock& block) {
 }  // namespace
 
 extern const S8Kernels s8_avx512vnni;
-const S8Kernels s8_avx512vnni = {Isa::avx512vnni, 128, kMaxSumK, run, run_grouped, nullptr, nullptr};
+const S8Kernels s8_avx512vnni = {{Isa::avx512vnni, 128, kMaxSumK, run, nullptr, nullptr}, run_grouped};
 }  // namespace gossamer

@@ -38,7 +38,7 @@ inline void store(float* p, Floats f) { _mm256_storeu_ps(p, f.v); }
 inline Floats scale_add(Floats total, Sums s, const float* scales) {
     return {_mm256_fmadd_ps(_mm256_cvtepi32_ps(s.v), _mm256_loadu_ps(scales), total.v)};
 }
-inline Sums broadcast4(const uint8_t* a) {
+inline Sums broadcast_word(const uint8_t* a) {
     int32_t word;
     std::memcpy(&word, a, 4);
     return {_mm256_set1_epi32(word)};
@@ -47,7 +47,7 @@ inline Sums broadcast4(const uint8_t* a) {
 }  // namespace
 }  // namespace gossamer
 
-#include "vnni_tile.h"
+#include "grouped_tile.h"
 
 namespace gossamer {
 namespace {
@@ -85,5 +85,5 @@ void run_grouped(const S8GroupedBlock& block) {
 }  // namespace
 
 extern const S8Kernels s8_avxvnni;
-const S8Kernels s8_avxvnni = {Isa::avxvnni, 64, kMaxSumK, run, run_grouped, nullptr, nullptr};
+const S8Kernels s8_avxvnni = {{Isa::avxvnni, 64, kMaxSumK, run, nullptr, nullptr}, run_grouped};
 }  // namespace gossamer

@@ -2,7 +2,7 @@
 #pragma once
 #include <cstdint>
 
-#include "gossamer/s8.h"
+#include "gossamer/lane.h"
 
 namespace gossamer {
 namespace {
@@ -14,7 +14,7 @@ void for_each_few_rows(const Block& block, const Run& run) {
         const int64_t in_panel = m % block.panel_rows;
         int64_t rows = block.panel_rows - in_panel < block.M - m ? block.panel_rows - in_panel : block.M - m;
         if (rows > max_rows) rows = max_rows;
-        run(block.a + m / block.panel_rows * block.a_panel_stride + in_panel * kChunk, rows, m);
+        run(block.a + m / block.panel_rows * block.a_panel_stride + in_panel * Block::chunk, rows, m);
         m += rows;
     }
 }
