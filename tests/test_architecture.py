@@ -23,9 +23,11 @@ ALLOWED = {
     "kernels": {"_C", "_check", "_ops", "formats"},
     "schemes": {"_check", "formats"},
     "nn": {"_check", "_ops", "formats", "schemes"},
-    "fusion": {"_check", "nn", "schemes"},
-    "compression": {"_check", "formats", "fusion", "nn", "schemes"},
-    "__init__": {"compression", "cpu", "formats", "fusion", "kernels", "nn", "reporting", "schemes"},
+    "_progress": set(),
+    "fusion": {"_progress", "nn"},
+    "selection": {"_check", "nn"},
+    "compression": {"_check", "_progress", "fusion", "nn", "schemes", "selection"},
+    "__init__": {"compression", "cpu", "formats", "kernels", "nn", "reporting", "schemes"},
 }
 
 

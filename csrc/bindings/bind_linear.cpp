@@ -1,5 +1,5 @@
-// Bindings of format_int8.h, quantize.h and linear.h. Pointers arrive as integers from _ops.py, which has checked the tensors; the GIL
-// is released for as long as anything is computed.
+// Bindings of quantize.h and linear.h. Pointers arrive as integers from _ops.py, which has checked the tensors; the GIL is released for as
+// long as anything is computed.
 #include <pybind11/pybind11.h>
 
 #include "dispatch/lists.h"
@@ -31,13 +31,13 @@ Activation activation_of(int code) {
 Isa isa_of(const char* name) { return *name == '\0' ? isa_active() : isa_from_name(name); }
 
 struct PackedLinear {
-    Int8Weight weight;
+    Weight weight;
 
-    PackedLinear(Address packed, int64_t packed_bytes) : weight(int8_view(at<void>(packed), packed_bytes)) {}
+    PackedLinear(Address packed, int64_t packed_bytes) : weight(weight_view(at<void>(packed), packed_bytes)) {}
 
     void run(Address x, int x_dtype, int64_t M, int64_t x_row_stride, Address bias, int bias_dtype, int activation, Address addend,
              Address out, int out_dtype, int threads, const char* isa) const {
-        const int64_t N = weight.layout.N;
+        const int64_t N = weight.N;
         const Epilogue epilogue{
             at<void>(bias), dtype_of(bias_dtype), activation_of(activation), at<float>(addend), N, at<void>(out), dtype_of(out_dtype), N};
         const LinearCall call{at<void>(x), dtype_of(x_dtype), M, x_row_stride, weight, epilogue, threads, isa_of(isa)};
@@ -46,7 +46,9 @@ struct PackedLinear {
     }
 
     void accumulate(Address x, int64_t M, int64_t x_row_stride, Address out, int threads, const char* isa) const {
-        const AccumulateCall call{at<int8_t>(x), M, x_row_stride, weight, at<int64_t>(out), threads, isa_of(isa)};
+        const auto* int8 = std::get_if<Int8Weight>(&weight.form);
+        if (int8 == nullptr) throw std::invalid_argument("accumulate: weight: only int8 has integer sums of its own");
+        const AccumulateCall call{at<int8_t>(x), M, x_row_stride, *int8, at<int64_t>(out), threads, isa_of(isa)};
         const py::gil_scoped_release release;
         gossamer::accumulate(call);
     }
@@ -69,37 +71,12 @@ void quantize_to_rows(Address x, int x_dtype, int64_t M, int64_t K, int64_t x_ro
 }  // namespace
 
 void bind_linear(py::module_& module) {
-    const auto release = py::call_guard<py::gil_scoped_release>();
-    module.def(
-        "int8_packed_bytes", [](int64_t N, int64_t K, int64_t group_size) { return int8_layout(N, K, group_size).size_bytes; },
-        py::arg("N"), py::arg("K"), py::arg("group_size"));
-    module.def(
-        "int8_pack",
-        [](Address values, Address scales, int64_t N, int64_t K, int64_t group_size, Address packed, int threads) {
-            int8_pack(at<int8_t>(values), at<float>(scales), N, K, group_size, at<void>(packed), threads);
-        },
-        py::arg("values"), py::arg("scales"), py::arg("N"), py::arg("K"), py::arg("group_size"), py::arg("packed"), py::arg("threads"),
-        release);
     module.def("quantize_rows", &quantize_to_rows, py::arg("x"), py::arg("x_dtype"), py::arg("M"), py::arg("K"), py::arg("x_row_stride"),
                py::arg("values"), py::arg("scales"), py::arg("isa"));
     py::class_<PackedLinear>(module, "PackedLinear")
         .def(py::init<Address, int64_t>(), py::arg("packed"), py::arg("packed_bytes"))
-        .def_property_readonly("format", [](const PackedLinear&) { return "int8"; })
-        .def_property_readonly("N", [](const PackedLinear& p) { return p.weight.layout.N; })
-        .def_property_readonly("K", [](const PackedLinear& p) { return p.weight.layout.K; })
-        .def_property_readonly("group_size", [](const PackedLinear& p) { return p.weight.layout.G; })
-        .def(
-            "unpack",
-            [](const PackedLinear& p, Address values, Address scales, int threads) {
-                int8_unpack(p.weight, at<int8_t>(values), at<float>(scales), threads);
-            },
-            py::arg("values"), py::arg("scales"), py::arg("threads"), release)
-        .def(
-            "dequantize",
-            [](const PackedLinear& p, int64_t first_row, int64_t last_row, Address out, int threads) {
-                int8_dequantize(p.weight, first_row, last_row, at<float>(out), threads);
-            },
-            py::arg("first_row"), py::arg("last_row"), py::arg("out"), py::arg("threads"), release)
+        .def_property_readonly("N", [](const PackedLinear& p) { return p.weight.N; })
+        .def_property_readonly("K", [](const PackedLinear& p) { return p.weight.K; })
         .def("accumulate", &PackedLinear::accumulate, py::arg("x"), py::arg("M"), py::arg("x_row_stride"), py::arg("out"),
              py::arg("threads"), py::arg("isa"))
         .def("run", &PackedLinear::run, py::arg("x"), py::arg("x_dtype"), py::arg("M"), py::arg("x_row_stride"), py::arg("bias"),

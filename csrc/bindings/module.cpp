@@ -3,10 +3,14 @@
 
 namespace gossamer {
 void bind_cpu(pybind11::module_& module);
+void bind_embedding(pybind11::module_& module);
+void bind_formats(pybind11::module_& module);
 void bind_linear(pybind11::module_& module);
 }  // namespace gossamer
 
 PYBIND11_MODULE(_C, module) {
     gossamer::bind_cpu(module);
+    gossamer::bind_embedding(module);
+    gossamer::bind_formats(module);
     gossamer::bind_linear(module);
 }

@@ -1,5 +1,5 @@
 // Detection on x86-64: CPUID says what the processor has, XGETBV what the operating system saves, Linux must grant AMX to the process,
-// and one tile product must come out right, because virtual machines have been seen to announce AMX and not to run it.
+// and a tile product of each kind must come out right, because virtual machines have been seen to announce AMX and not to run it.
 #include <cpuid.h>
 #include <sys/syscall.h>
 #include <unistd.h>
@@ -51,7 +51,7 @@ bool ask_for_tiles() {
 
 std::string probe_amx(const Registers& leaf7, uint64_t state) {
     constexpr uint64_t kTileState = 0x60000;
-    if (!bit(leaf7.edx, 24) || !bit(leaf7.edx, 25)) return "not in this processor";
+    if (!bit(leaf7.edx, 22) || !bit(leaf7.edx, 24) || !bit(leaf7.edx, 25)) return "not in this processor";
     if ((state & kTileState) != kTileState) return "not enabled by the operating system";
     if (!ask_for_tiles()) return "the operating system refused it to this process";
 #if defined(GOSSAMER_HAVE_AMX)
@@ -70,15 +70,17 @@ CpuFeatures detect_features() {
     const bool avx2 = ymm && bit(leaf7.ebx, 5) && bit(leaf1.ecx, 12) && bit(leaf1.ecx, 29);  // AVX2, FMA, F16C
     const bool avx512 = avx2 && zmm && bit(leaf7.ebx, 16) && bit(leaf7.ebx, 17) && bit(leaf7.ebx, 30) && bit(leaf7.ebx, 31);
     const bool avx512vnni = avx512 && bit(leaf7.ecx, 11);
+    const bool avx512bf16 = avx512vnni && bit(leaf71.eax, 5) && bit(leaf7.ecx, 1);  // AVX512-BF16, AVX512-VBMI
     CpuFeatures f;
     f.processor = processor_name();
-    f.amx_status = avx512vnni ? probe_amx(leaf7, state) : "not in this processor";
+    f.amx_status = avx512bf16 ? probe_amx(leaf7, state) : "not in this processor";
     auto set = [&](Isa isa, bool value) { f.has[static_cast<size_t>(isa)] = value; };
     set(Isa::scalar, true);
     set(Isa::avx2, avx2);
     set(Isa::avxvnni, avx2 && bit(leaf71.eax, 4));
     set(Isa::avx512, avx512);
     set(Isa::avx512vnni, avx512vnni);
+    set(Isa::avx512bf16, avx512bf16);
     set(Isa::amx, f.amx_status == "available");
     return f;
 }

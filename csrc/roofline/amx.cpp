@@ -1,4 +1,4 @@
-// TDPBUSD peak: four accumulator tiles of 16 x 16, 64 deep.
+// TDPBUSD and TDPBF16PS peaks: four accumulator tiles of 16 x 16, 64 bytes deep.
 #include <immintrin.h>
 
 #include "peak.h"
@@ -12,10 +12,14 @@ struct alignas(64) TileConfig {
     uint8_t rows[16] = {16, 16, 16, 16, 16, 16, 16, 16};
 };
 
-void run(int64_t calls) {
+void load_configuration() {
     TileConfig config;
     asm volatile("" ::"r"(&config) : "memory");
     _tile_loadconfig(&config);
+}
+
+void run_int8(int64_t calls) {
+    load_configuration();
     for (int64_t c = 0; c < calls; ++c) {
         _tile_dpbusd(0, 4, 6);
         _tile_dpbusd(1, 4, 7);
@@ -25,8 +29,19 @@ void run(int64_t calls) {
     _tile_release();
 }
 
+void run_bf16(int64_t calls) {
+    load_configuration();
+    for (int64_t c = 0; c < calls; ++c) {
+        _tile_dpbf16ps(0, 4, 6);
+        _tile_dpbf16ps(1, 4, 7);
+        _tile_dpbf16ps(2, 5, 6);
+        _tile_dpbf16ps(3, 5, 7);
+    }
+    _tile_release();
+}
+
 }  // namespace
 
 extern const PeakKernels peak_amx;
-const PeakKernels peak_amx = {Isa::amx, "amx-int8", 4 * 16 * 16 * 64 * 2, run};
+const PeakKernels peak_amx = {Isa::amx, {{"amx-int8", 4 * 16 * 16 * 64 * 2, run_int8}, {"amx-bf16", 4 * 16 * 16 * 32 * 2, run_bf16}}};
 }  // namespace gossamer

@@ -20,5 +20,5 @@ void run(int64_t calls) {
 }  // namespace
 
 extern const PeakKernels peak_avx2;
-const PeakKernels peak_avx2 = {Isa::avx2, "fma-f32", 10 * 8 * 2, run};
+const PeakKernels peak_avx2 = {Isa::avx2, {{"fma-f32", 10 * 8 * 2, run}}};
 }  // namespace gossamer

@@ -20,5 +20,5 @@ void run(int64_t calls) {
 }  // namespace
 
 extern const PeakKernels peak_avx512;
-const PeakKernels peak_avx512 = {Isa::avx512, "fma-f32", 16 * 16 * 2, run};
+const PeakKernels peak_avx512 = {Isa::avx512, {{"fma-f32", 16 * 16 * 2, run}}};
 }  // namespace gossamer

@@ -20,5 +20,5 @@ void run(int64_t calls) {
 }  // namespace
 
 extern const PeakKernels peak_avx512vnni;
-const PeakKernels peak_avx512vnni = {Isa::avx512vnni, "vnni-int8", 16 * 64 * 2, run};
+const PeakKernels peak_avx512vnni = {Isa::avx512vnni, {{"vnni-int8", 16 * 64 * 2, run}}};
 }  // namespace gossamer

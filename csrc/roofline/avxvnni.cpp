@@ -20,5 +20,5 @@ void run(int64_t calls) {
 }  // namespace
 
 extern const PeakKernels peak_avxvnni;
-const PeakKernels peak_avxvnni = {Isa::avxvnni, "vnni-int8", 12 * 32 * 2, run};
+const PeakKernels peak_avxvnni = {Isa::avxvnni, {{"vnni-int8", 12 * 32 * 2, run}}};
 }  // namespace gossamer

@@ -1,4 +1,4 @@
-// One instruction whose throughput is measured from registers.
+// Instructions whose throughput is measured from registers.
 #pragma once
 #include <cstdint>
 
@@ -6,11 +6,15 @@
 
 namespace gossamer {
 
-struct PeakKernels {
-    Isa isa;
+struct Peak {
     const char* instruction;
     double ops_per_call;  // a multiply-add is two
     void (*run)(int64_t calls);
+};
+
+struct PeakKernels {
+    Isa isa;
+    Peak peaks[2];  // the second without an instruction where the ISA brings one
 };
 
 }  // namespace gossamer

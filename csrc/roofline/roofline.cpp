@@ -18,9 +18,21 @@ using Clock = std::chrono::steady_clock;
 
 double seconds_since(Clock::time_point start) { return std::chrono::duration<double>(Clock::now() - start).count(); }
 
-const PeakKernels& find_peak(const std::string& instruction) {
-    for (const PeakKernels* peak : peak_list()) {
-        if (instruction == peak->instruction && isa_available(peak->isa)) return *peak;
+// Those this machine has, best first, the same instruction more than once where several ISAs bring it.
+std::vector<const Peak*> available_peaks() {
+    std::vector<const Peak*> found;
+    for (const PeakKernels* kernels : peak_list()) {
+        if (!isa_available(kernels->isa)) continue;
+        for (const Peak& peak : kernels->peaks) {
+            if (peak.instruction != nullptr) found.push_back(&peak);
+        }
+    }
+    return found;
+}
+
+const Peak& find_peak(const std::string& instruction) {
+    for (const Peak* peak : available_peaks()) {
+        if (instruction == peak->instruction) return *peak;
     }
     std::string known;
     for (const std::string& name : peak_instructions()) known += (known.empty() ? "" : ", ") + name;
@@ -61,19 +73,19 @@ uint64_t read_all(const uint64_t* words, int64_t count) {
 
 std::vector<std::string> peak_instructions() {
     std::vector<std::string> names;
-    for (const PeakKernels* peak : peak_list()) {
+    for (const Peak* peak : available_peaks()) {
         const bool seen = std::find(names.begin(), names.end(), peak->instruction) != names.end();
-        if (!seen && isa_available(peak->isa)) names.emplace_back(peak->instruction);
+        if (!seen) names.emplace_back(peak->instruction);
     }
     return names;
 }
 
 double peak_ops(const std::string& instruction, int threads, double seconds) {
-    const PeakKernels& kernel = find_peak(instruction);
+    const Peak& peak = find_peak(instruction);
     constexpr int64_t kCalls = 200000;  // a fraction of a millisecond to a few: short enough to find a quiet moment
     const int team = std::max(threads, 1);
-    const double elapsed = fastest(team, seconds, [&](Team) { kernel.run(kCalls); });
-    return kernel.ops_per_call * static_cast<double>(kCalls) * team / elapsed;
+    const double elapsed = fastest(team, seconds, [&](Team) { peak.run(kCalls); });
+    return peak.ops_per_call * static_cast<double>(kCalls) * team / elapsed;
 }
 
 double read_bandwidth(int64_t buffer_bytes, int threads, double seconds) {

@@ -3,7 +3,33 @@
 Nothing here checks tensors: ``_ops.py`` does, and is the only caller that turns tensors into
 pointers. Dtype codes: 0 float32, 1 bfloat16, 2 float16. Activation codes: 0 none, 1 relu, 2 gelu,
 3 gelu_tanh, 4 silu. ``isa`` is a name of ``isa_available()``, or "" for the active one.
+
+Formats: "int8", "int4", "nf4", "fp4", "mxfp4", "fp8_e4m3", "fp8_e5m2", "bf16". Activations: "int8",
+"exact". Scale types: "float32", "bfloat16", "float16", "e8m0". ``group_size`` 0 is per channel;
+``zero_points`` 0 is none. Canonical tensors are contiguous; csrc/include/gossamer/format_*.h says
+how they lie.
 """
+
+from typing import TypedDict
+
+class PackedInfo(TypedDict):
+    """What the header of a packed weight says."""
+
+    format: str
+    N: int
+    K: int
+    group_size: int
+    activations: str
+    scale_type: str
+    zero_points: bool
+
+class Codebook(TypedDict):
+    """What the 16 codes stand for; ``s8`` is ``value / unit + offset``, rounded."""
+
+    value: list[float]
+    s8: list[int]
+    offset: int
+    unit: float
 
 def isa_names() -> list[str]: ...
 def isa_available() -> list[str]: ...
@@ -13,10 +39,54 @@ def cpu_info() -> dict[str, str]: ...
 def peak_instructions() -> list[str]: ...
 def peak_ops(instruction: str, threads: int, seconds: float) -> float: ...
 def read_bandwidth(buffer_bytes: int, threads: int, seconds: float) -> float: ...
+def packed_info(packed: int, packed_bytes: int) -> PackedInfo: ...
+def unpack(
+    packed: int, packed_bytes: int, values: int, scales: int, zero_points: int, threads: int
+) -> None: ...
+def dequantize(
+    packed: int, packed_bytes: int, first_row: int, last_row: int, out: int, threads: int
+) -> None: ...
 def int8_packed_bytes(N: int, K: int, group_size: int) -> int: ...
 def int8_pack(
-    values: int, scales: int, N: int, K: int, group_size: int, packed: int, threads: int
+    values: int,
+    scales: int,
+    N: int,
+    K: int,
+    group_size: int,
+    activations: str,
+    packed: int,
+    threads: int,
 ) -> None: ...
+def four_bit_packed_bytes(
+    format: str, N: int, K: int, group_size: int, scale_type: str, zero_points: bool
+) -> int: ...
+def four_bit_pack(
+    format: str,
+    codes: int,
+    scales: int,
+    zero_points: int,
+    N: int,
+    K: int,
+    group_size: int,
+    scale_type: str,
+    activations: str,
+    packed: int,
+    threads: int,
+) -> None: ...
+def codebook(format: str) -> Codebook: ...
+def fp8_packed_bytes(N: int, K: int, group_size: int) -> int: ...
+def fp8_pack(
+    format: str,
+    codes: int,
+    scales: int,
+    N: int,
+    K: int,
+    group_size: int,
+    packed: int,
+    threads: int,
+) -> None: ...
+def bf16_packed_bytes(N: int, K: int) -> int: ...
+def bf16_pack(values: int, N: int, K: int, packed: int, threads: int) -> None: ...
 def quantize_rows(
     x: int, x_dtype: int, M: int, K: int, x_row_stride: int, values: int, scales: int, isa: str
 ) -> None: ...
@@ -26,15 +96,9 @@ class PackedLinear:
 
     def __init__(self, packed: int, packed_bytes: int) -> None: ...
     @property
-    def format(self) -> str: ...
-    @property
     def N(self) -> int: ...
     @property
     def K(self) -> int: ...
-    @property
-    def group_size(self) -> int: ...
-    def unpack(self, values: int, scales: int, threads: int) -> None: ...
-    def dequantize(self, first_row: int, last_row: int, out: int, threads: int) -> None: ...
     def accumulate(
         self, x: int, M: int, x_row_stride: int, out: int, threads: int, isa: str
     ) -> None: ...

@@ -13,7 +13,6 @@ from torch import Tensor
 # The codes of _C.pyi.
 DTYPES: dict[torch.dtype, int] = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
 ACTIVATIONS: dict[str, int] = {"none": 0, "relu": 1, "gelu": 2, "gelu_tanh": 3, "silu": 4}
-GROUP_SIZES = (32, 64, 128)
 
 
 def describe(value: object) -> str:
@@ -109,11 +108,20 @@ def activation(function: str, value: str) -> int:
     return code
 
 
-def group_size(function: str, value: int | None) -> int | None:
-    """The argument must be None (per output channel) or a group size the kernels know."""
-    if value is not None and (isinstance(value, bool) or value not in GROUP_SIZES):
-        raise ValueError(f"{function}: group_size: got {value!r}, wanted None, 32, 64 or 128")
-    return value
+def group_size(function: str, value: int | None, allowed: tuple[int | None, ...]) -> None:
+    """The argument must be one of these group sizes; None is one scale per output channel."""
+    if value not in allowed:
+        names = [str(size) for size in allowed]
+        wanted = names[0] if len(names) == 1 else ", ".join(names[:-1]) + " or " + names[-1]
+        raise ValueError(f"{function}: group_size: got {value!r}, wanted {wanted}")
+
+
+def activations(function: str, value: str | None, allowed: tuple[str, ...]) -> str:
+    """What happens to x, "int8" or "exact": the argument, or the first one where it is None."""
+    if value is not None and value not in allowed:
+        wanted = " or ".join(repr(kind) for kind in allowed)
+        raise ValueError(f"{function}: activations: got {value!r}, wanted {wanted}")
+    return value or allowed[0]
 
 
 def threads(function: str, value: int | None) -> int:

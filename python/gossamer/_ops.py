@@ -13,6 +13,8 @@ torch.library op, which torch.compile, torch.export, autograd, autocast, vmap an
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -46,14 +48,19 @@ class Handle:
     __slots__ = ("address", "in_features", "kernel", "out_features")
 
     def __init__(self, packed: Tensor) -> None:
-        _check.packed("linear", packed)
-        _check.on_cpu("linear", "packed", packed)
-        if not packed.is_contiguous():
-            raise ValueError("linear: packed: is not contiguous")
+        _check_bytes("linear", packed)
         self.address = packed.data_ptr()
         self.kernel = _C.PackedLinear(self.address, packed.numel())
         self.out_features = self.kernel.N
         self.in_features = self.kernel.K
+
+
+def _check_bytes(function: str, packed: Tensor) -> None:
+    """The argument must be what the extension can read; it checks the bytes themselves."""
+    _check.packed(function, packed)
+    _check.on_cpu(function, "packed", packed)
+    if not packed.is_contiguous():
+        raise ValueError(f"{function}: packed: is not contiguous")
 
 
 def linear(
@@ -258,6 +265,29 @@ def _activation_backward(activation: str, grad: Tensor, z: Tensor) -> Tensor:
     return gradient  # type: ignore[no-any-return]
 
 
+def dequantize_rows(
+    packed: Tensor, first: int, last: int, in_features: int, out: Tensor | None = None
+) -> Tensor:
+    """Expand rows to fp32 [last - first, K], into the first rows of out where that is given."""
+    if out is None:
+        out = torch.empty(last - first, in_features, dtype=torch.float32)
+    address, threads = out.data_ptr(), torch.get_num_threads()
+    _C.dequantize(packed.data_ptr(), packed.numel(), first, last, address, threads)
+    return out[: last - first]
+
+
+def dense_chunks(packed: Tensor, N: int, K: int) -> Iterator[tuple[int, int, Tensor]]:
+    """The dense weight, some rows at a time: first row, last row, and fp32 [last - first, K].
+
+    The rows are overwritten in the next step.
+    """
+    step = max(1, _CHUNK_ELEMENTS // K)
+    buffer = torch.empty(min(step, N), K, dtype=torch.float32)
+    for first in range(0, N, step):
+        last = min(first + step, N)
+        yield first, last, dequantize_rows(packed, first, last, K, buffer)
+
+
 def _backward_input_cpu(grad: Tensor, packed: Tensor, in_features: int) -> Tensor:
     """Expand the weight by blocks of rows and sum their products in fp32."""
     handle = Handle(packed)
@@ -269,12 +299,8 @@ def _backward_input_cpu(grad: Tensor, packed: Tensor, in_features: int) -> Tenso
         )
     rows = grad.reshape(-1, N).to(torch.float32)
     total = rows.new_zeros(rows.shape[0], K)
-    step = max(1, _CHUNK_ELEMENTS // K)
-    chunk = torch.empty(min(step, N), K, dtype=torch.float32)
-    for first in range(0, N, step):
-        last = min(first + step, N)
-        handle.kernel.dequantize(first, last, chunk.data_ptr(), torch.get_num_threads())
-        total.addmm_(rows[:, first:last], chunk[: last - first])
+    for first, last, chunk in dense_chunks(packed, N, K):
+        total.addmm_(rows[:, first:last], chunk)
     return total.to(grad.dtype).view(*grad.shape[:-1], K)
 
 
@@ -293,9 +319,10 @@ def _dequantize_cpu(packed: Tensor, N: int, K: int, dtype: torch.dtype) -> Tenso
     found = (handle.out_features, handle.in_features)
     if found != (N, K):
         raise ValueError(f"dequantize: got {N} x {K}, the packed weight is {found[0]} x {found[1]}")
-    out = torch.empty(N, K, dtype=torch.float32)
-    handle.kernel.dequantize(0, N, out.data_ptr(), torch.get_num_threads())
-    return out.to(dtype)
+    out = torch.empty(N, K, dtype=dtype)
+    for first, last, chunk in dense_chunks(packed, N, K):
+        out[first:last] = chunk
+    return out
 
 
 def _dequantize_fake(packed: Tensor, N: int, K: int, dtype: torch.dtype) -> Tensor:
@@ -348,32 +375,184 @@ torch.library.register_vmap(linear_backward_input_op, _backward_input_vmap, lib=
 
 # --- packing and the research surface ---
 
+_SCALE_TYPES = {
+    "float32": torch.float32,
+    "bfloat16": torch.bfloat16,
+    "float16": torch.float16,
+    "e8m0": torch.uint8,
+}
+_SCALE_NAMES = {dtype: name for name, dtype in _SCALE_TYPES.items()}
+_FP8_DTYPES = {"fp8_e4m3": torch.float8_e4m3fn, "fp8_e5m2": torch.float8_e5m2}
+_FP8_NAMES = {dtype: name for name, dtype in _FP8_DTYPES.items()}
+_VALUE_DTYPES = {"int8": torch.int8, "bf16": torch.bfloat16, **_FP8_DTYPES}
 
-def int8_packed_bytes(out_features: int, in_features: int, group_size: int | None) -> int:
-    """Bytes of a packed int8 weight."""
-    return _C.int8_packed_bytes(out_features, in_features, group_size or 0)
+
+@dataclass(frozen=True)
+class PackedInfo:
+    """What the header of a packed weight says."""
+
+    format: str  # as in gossamer.formats.FORMATS
+    out_features: int
+    in_features: int
+    group_size: int | None
+    activations: str  # "int8" or "exact"
+    values_dtype: torch.dtype
+    scale_dtype: torch.dtype
+    zero_points: bool
 
 
-def int8_pack(values: Tensor, scales: Tensor, group_size: int | None) -> Tensor:
-    """Canonical tensors (contiguous int8 [N, K] and float32 [N, groups]) to packed bytes."""
-    N, K = values.shape
-    with torch.inference_mode(False):  # an inference tensor could not be saved for a later backward
-        packed = torch.empty(int8_packed_bytes(N, K, group_size), dtype=torch.uint8)
-    threads = torch.get_num_threads()
+@dataclass(frozen=True)
+class Canonical:
+    """The canonical tensors of a packed weight; scales are left unset where there are none."""
+
+    values: Tensor
+    scales: Tensor
+    zero_points: Tensor | None
+    in_features: int
+    group_size: int | None
+
+
+def packed_info(packed: Tensor) -> PackedInfo:
+    """Read the header of a packed weight."""
+    _check_bytes("packed_info", packed)
+    info = _C.packed_info(packed.data_ptr(), packed.numel())
+    name = info["format"]
+    return PackedInfo(
+        "fp8" if name in _FP8_DTYPES else name,
+        info["N"],
+        info["K"],
+        info["group_size"] or None,
+        info["activations"],
+        _VALUE_DTYPES.get(name, torch.uint8),
+        _SCALE_TYPES[info["scale_type"]],
+        info["zero_points"],
+    )
+
+
+def unpack(packed: Tensor, name: str) -> Canonical:
+    """Packed bytes of the format of this name to canonical tensors."""
+    info = packed_info(packed)
+    if info.format != name:
+        raise ValueError(f"unpack: packed: is a weight of format {info.format}, wanted {name}")
+    N, K, G = info.out_features, info.in_features, info.group_size
+    groups = (N, 1 if G is None else -(-K // G))
+    if name == "fp8" and G is not None:
+        groups = (-(-N // G), groups[1])
+    columns = -(-K // 2) if info.values_dtype is torch.uint8 else K
+    values = torch.empty(N, columns, dtype=info.values_dtype)
+    scales = torch.empty(groups, dtype=info.scale_dtype)
+    zero_points = torch.empty(groups, dtype=torch.uint8) if info.zero_points else None
+    _C.unpack(
+        packed.data_ptr(),
+        packed.numel(),
+        values.data_ptr(),
+        scales.data_ptr(),
+        0 if zero_points is None else zero_points.data_ptr(),
+        torch.get_num_threads(),
+    )
+    return Canonical(values, scales, zero_points, K, G)
+
+
+def int8_packed_bytes(shape: tuple[int, int], group_size: int | None) -> int:
+    """Bytes of a packed int8 weight [N, K]."""
+    return _C.int8_packed_bytes(*shape, group_size or 0)
+
+
+def int8_pack(values: Tensor, scales: Tensor, group_size: int | None, activations: str) -> Tensor:
+    """Canonical tensors (int8 [N, K] and float32 [N, groups]) to packed bytes."""
+    shape = (values.shape[0], values.shape[1])
+    values, scales = values.contiguous(), scales.contiguous()
+    packed = _empty_bytes(int8_packed_bytes(shape, group_size))
     _C.int8_pack(
-        values.data_ptr(), scales.data_ptr(), N, K, group_size or 0, packed.data_ptr(), threads
+        values.data_ptr(),
+        scales.data_ptr(),
+        *shape,
+        group_size or 0,
+        activations,
+        packed.data_ptr(),
+        torch.get_num_threads(),
     )
     return packed
 
 
-def int8_unpack(packed: Tensor) -> tuple[Tensor, Tensor, int | None]:
-    """Packed bytes to canonical tensors (values [N, K], scales [N, groups]) and the group size."""
-    handle = Handle(packed)
-    N, K, group_size = handle.out_features, handle.in_features, handle.kernel.group_size
-    values = torch.empty(N, K, dtype=torch.int8)
-    scales = torch.empty(N, -(-K // group_size) if group_size else 1, dtype=torch.float32)
-    handle.kernel.unpack(values.data_ptr(), scales.data_ptr(), torch.get_num_threads())
-    return values, scales, group_size or None
+def four_bit_packed_bytes(
+    name: str,
+    shape: tuple[int, int],
+    scales: Tensor,
+    zero_points: Tensor | None,
+    group_size: int | None,
+) -> int:
+    """Bytes of a packed weight [N, K] of a 4-bit format."""
+    scale_type, asymmetric = _SCALE_NAMES[scales.dtype], zero_points is not None
+    return _C.four_bit_packed_bytes(name, *shape, group_size or 0, scale_type, asymmetric)
+
+
+def four_bit_pack(
+    name: str,
+    shape: tuple[int, int],
+    codes: Tensor,
+    scales: Tensor,
+    zero_points: Tensor | None,
+    group_size: int | None,
+    activations: str,
+) -> Tensor:
+    """Canonical tensors of a 4-bit format to packed bytes."""
+    packed = _empty_bytes(four_bit_packed_bytes(name, shape, scales, zero_points, group_size))
+    codes, scales = codes.contiguous(), scales.contiguous()
+    zero_points = None if zero_points is None else zero_points.contiguous()
+    _C.four_bit_pack(
+        name,
+        codes.data_ptr(),
+        scales.data_ptr(),
+        0 if zero_points is None else zero_points.data_ptr(),
+        *shape,
+        group_size or 0,
+        _SCALE_NAMES[scales.dtype],
+        activations,
+        packed.data_ptr(),
+        torch.get_num_threads(),
+    )
+    return packed
+
+
+def fp8_packed_bytes(shape: tuple[int, int], group_size: int | None) -> int:
+    """Bytes of a packed fp8 weight [N, K]."""
+    return _C.fp8_packed_bytes(*shape, group_size or 0)
+
+
+def fp8_pack(values: Tensor, scales: Tensor, group_size: int | None) -> Tensor:
+    """Canonical tensors (float8 [N, K] and float32 scales) to packed bytes."""
+    shape = (values.shape[0], values.shape[1])
+    values, scales = values.contiguous(), scales.contiguous()
+    packed = _empty_bytes(fp8_packed_bytes(shape, group_size))
+    _C.fp8_pack(
+        _FP8_NAMES[values.dtype],
+        values.data_ptr(),
+        scales.data_ptr(),
+        *shape,
+        group_size or 0,
+        packed.data_ptr(),
+        torch.get_num_threads(),
+    )
+    return packed
+
+
+def bf16_packed_bytes(shape: tuple[int, int]) -> int:
+    """Bytes of a packed bf16 weight [N, K]."""
+    return _C.bf16_packed_bytes(*shape)
+
+
+def bf16_pack(values: Tensor) -> Tensor:
+    """The canonical tensor (bfloat16 [N, K]) to packed bytes."""
+    shape, values = (values.shape[0], values.shape[1]), values.contiguous()
+    packed = _empty_bytes(bf16_packed_bytes(shape))
+    _C.bf16_pack(values.data_ptr(), *shape, packed.data_ptr(), torch.get_num_threads())
+    return packed
+
+
+def _empty_bytes(size_bytes: int) -> Tensor:
+    with torch.inference_mode(False):  # an inference tensor could not be saved for a later backward
+        return torch.empty(size_bytes, dtype=torch.uint8)
 
 
 def quantize_rows(x: Tensor, isa: str) -> tuple[Tensor, Tensor]:

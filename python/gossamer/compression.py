@@ -1,22 +1,28 @@
-"""compress(): swaps the linear layers of a model for packed ones, in place."""
+"""compress(): swaps the layers of a model for packed ones, in place."""
 
 from __future__ import annotations
 
-import fnmatch
-import re
-from collections.abc import Sequence
-from dataclasses import dataclass, field
-from typing import Any, TypeAlias, TypeVar
+import contextlib
+from collections.abc import Callable, Iterator
+from typing import TypeVar
 
 from torch import nn
-from torch.nn.parameter import is_lazy
 
-from . import _check
-from .nn.linear import Linear, dense_weight, is_conv1d
+from . import _check, selection
+from . import nn as packed_nn
+from ._progress import Progress
+from .fusion import fuse as fuse_layers
+from .nn.linear import dense_weight, is_conv1d
 from .schemes import Quantize, as_quantize
+from .selection import Layer, Patterns
 
-Pattern: TypeAlias = str | type[nn.Module]
 Model = TypeVar("Model", bound=nn.Module)
+
+# What replaces a layer of torch, for compress(). A new layer is a line here. The Conv1D of
+# transformers, which may not be installed, is replaced as nn.Linear is.
+REPLACEMENTS: dict[type[nn.Module], Callable[[nn.Module, Quantize], nn.Module]] = {
+    nn.Linear: packed_nn.Linear.from_dense,
+}
 
 # What moves from a layer to its replacement beside weight and bias.
 _HOOKS = (
@@ -31,34 +37,14 @@ _HOOKS = (
 )
 
 
-@dataclass(frozen=True)
-class LeftAlone:
-    """A linear layer that compress() did not touch, and why.
-
-    Attributes
-    ----------
-    name, kind : str
-        Its name in the model, and its class.
-    shape : tuple of int
-        Of its weight.
-    bytes : int
-        Of its weight.
-    reason : str
-        Why.
-    """
-
-    name: str
-    kind: str
-    shape: tuple[int, ...]
-    bytes: int
-    reason: str
-
-
 def compress(
     model: Model,
     scheme: str | Quantize,
-    targets: Pattern | Sequence[Pattern] | None = None,
-    ignore: Pattern | Sequence[Pattern] | None = None,
+    targets: Patterns = None,
+    ignore: Patterns = None,
+    *,
+    fuse: bool = True,
+    progress: bool | None = None,
 ) -> Model:
     """Replace the linear layers of a model by packed ones, in place.
 
@@ -67,6 +53,9 @@ def compress(
     the reason, are: layers whose weight is tied to another parameter, such as an output head tied
     to an embedding; layers with a weight that is computed (parametrized, pruned) or float64; and
     subclasses of ``nn.Linear``, unless `targets` holds their class or their full name.
+
+    Layers are replaced one by one, each dense weight being freed before the next is packed, so that
+    the peak of memory is the model and one layer.
 
     Parameters
     ----------
@@ -80,6 +69,14 @@ def compress(
         takes all layers inside it.
     ignore : pattern or sequence of patterns, optional
         Which layers not, even if they are among the targets.
+    fuse : bool
+        Let layers of the BERT, GPT-2 and Llama families of transformers compute as one: q, k and v;
+        gate and up; a linear layer and the activation after it. Names and tensors of the
+        ``state_dict`` are those of the layers. A group that has hooks on a layer, or one that is
+        left alone, is not fused; the report lists what was, and why the rest was not.
+    progress : bool, optional
+        Show a bar on stderr: True, False, or where it is a terminal, after a second (None). Needs
+        rich, of the extra ``cli``; there is no bar without it.
 
     Returns
     -------
@@ -96,6 +93,11 @@ def compress(
     RuntimeError
         Where a layer to be replaced is on another device than the CPU. The model is as it was.
 
+    Notes
+    -----
+    An interruption (Ctrl-C) leaves a model that works, with some layers packed and others not;
+    calling again packs the rest.
+
     Examples
     --------
     >>> from torch import nn
@@ -108,200 +110,100 @@ def compress(
     )
     """
     recipe = as_quantize("compress", scheme)
-    if not isinstance(model, nn.Module):
-        raise TypeError(f"compress: model: got {_check.describe(model)}, wanted nn.Module")
-    if _is_linear(model):
-        raise ValueError(
-            "compress: model: is a linear layer itself and cannot be replaced in place; use "
-            "gs.nn.Linear.from_dense(model)"
-        )
-    layers = _find_layers(model)
-    if not layers and not any(isinstance(module, Linear) for module in model.modules()):
-        raise ValueError("compress: model: has no nn.Linear or Conv1D in it")
-    _apply_patterns(model, layers, _patterns("targets", targets), _patterns("ignore", ignore))
-    _find_reasons(model, layers)
-    replacements = [(layer, _replacement(layer, recipe)) for layer in layers if not layer.reason]
-    for layer, new in replacements:
-        for parent, child in layer.places:
-            parent._modules[child] = new
-    _disable_transformer_fast_path(model)
-    model._gossamer_left_alone = tuple(_left_alone(layer) for layer in layers if layer.reason)  # type: ignore[assignment]
+    kinds = _check_model(model)
+    layers = selection.choose(model, kinds, targets, ignore)
+    if not layers and not any(map(_is_packed, model.modules())):
+        names = ", ".join(f"nn.{kind.__name__}" for kind in kinds)
+        raise ValueError(f"compress: model: has no {names} or Conv1D in it")
+    chosen = [layer for layer in layers if not layer.reason]
+    for layer in chosen:
+        _check_layer(layer, recipe)
+    left_alone = tuple(selection.left_alone(layer) for layer in layers if layer.reason)
+    model._gossamer_left_alone = left_alone  # type: ignore[assignment]
+    _replace_all(model, chosen, recipe, progress)
+    if fuse:
+        reasons = {item.name: item.reason for item in left_alone}
+        model._gossamer_fusions = fuse_layers(model, reasons, progress)  # type: ignore[assignment]
     return model
 
 
-@dataclass
-class _Layer:
-    """A linear layer in the model: where it is, and why it is left alone ("" if it is not)."""
-
-    module: nn.Module
-    names: list[str] = field(default_factory=list)
-    places: list[tuple[nn.Module, str]] = field(default_factory=list)
-    named_by_targets: bool = False
-    reason: str = ""
+# --- everything that can fail, before anything changes ---
 
 
-def _is_linear(module: nn.Module) -> bool:
-    return isinstance(module, nn.Linear) or is_conv1d(module)
-
-
-def _find_layers(model: nn.Module) -> list[_Layer]:
-    """Every linear layer once, in order, with all its names and parents."""
-    found: dict[int, _Layer] = {}
-    seen_places: set[tuple[int, str]] = set()
-    for name, parent in model.named_modules(remove_duplicate=False):
-        for child, module in parent._modules.items():
-            if module is None or not _is_linear(module):
-                continue
-            layer = found.setdefault(id(module), _Layer(module))
-            layer.names.append(f"{name}.{child}" if name else child)
-            if (id(parent), child) not in seen_places:
-                seen_places.add((id(parent), child))
-                layer.places.append((parent, child))
-    return list(found.values())
-
-
-def _patterns(
-    argument: str, patterns: Pattern | Sequence[Pattern] | None
-) -> tuple[Pattern, ...] | None:
-    if patterns is None:
-        return None
-    many = (patterns,) if isinstance(patterns, str | type) else tuple(patterns)
-    for pattern in many:
-        is_class = isinstance(pattern, type) and issubclass(pattern, nn.Module)
-        if not is_class and not isinstance(pattern, str):
-            raise TypeError(
-                f"compress: {argument}: got {_check.describe(pattern)}, wanted a name, a pattern "
-                "or a module class"
-            )
-    return many
-
-
-def _matches(pattern: Pattern, name: str, module: nn.Module) -> bool:
-    if isinstance(pattern, type):
-        return isinstance(module, pattern)
-    if pattern.startswith("re:"):
-        return re.fullmatch(pattern[3:], name) is not None
-    return fnmatch.fnmatchcase(name, pattern)
-
-
-def _covered(model: nn.Module, argument: str, pattern: Pattern) -> tuple[str, ...]:
-    """Names of the modules that a pattern matches."""
-    try:
-        names = tuple(
-            name
-            for name, module in model.named_modules(remove_duplicate=False)
-            if _matches(pattern, name, module)
+def _check_model(model: object) -> tuple[type[nn.Module], ...]:
+    """The kinds of layers that are replaced, if the model is one that can hold them."""
+    if not isinstance(model, nn.Module):
+        raise TypeError(f"compress: model: got {_check.describe(model)}, wanted nn.Module")
+    kinds = tuple(REPLACEMENTS)
+    if isinstance(model, kinds) or is_conv1d(model):
+        raise ValueError(
+            f"compress: model: is itself a layer ({type(model).__name__}) and cannot be replaced "
+            "in place; use from_dense of its class in gs.nn"
         )
-    except re.error as error:
-        raise ValueError(f"compress: {argument}: {pattern!r}: {error}") from error
-    if not names:
-        raise ValueError(f"compress: {argument}: {pattern!r} matches no module")
-    return names
+    return kinds
 
 
-def _inside(name: str, modules: Sequence[str]) -> bool:
-    return any(not outer or name == outer or name.startswith(outer + ".") for outer in modules)
+def _is_packed(module: nn.Module) -> bool:
+    return type(module).__module__.startswith(packed_nn.__name__)
 
 
-def _apply_patterns(
-    model: nn.Module,
-    layers: list[_Layer],
-    targets: tuple[Pattern, ...] | None,
-    ignore: tuple[Pattern, ...] | None,
+def _check_layer(layer: Layer, recipe: Quantize) -> None:
+    """Raises what replacing the layer would raise, without the memory that replacing it takes."""
+    module, start = layer.module, f"compress: model: layer {layer.names[0]!r}"
+    for parameter in module.parameters():
+        if parameter.device.type != "cpu":
+            raise RuntimeError(f"{start} is on {parameter.device}; move the model to the CPU first")
+    linear = isinstance(module, nn.Linear) or is_conv1d(module)
+    weights = [dense_weight(module)] if linear else selection.weights(module)
+    for weight in weights:
+        low, high = weight.detach().flatten(1).aminmax(dim=1)  # NaN if one is
+        bad = (~(low.isfinite() & high.isfinite())).nonzero().flatten().tolist()
+        if bad:
+            shown = ", ".join(map(str, bad[:8])) + (", ..." if len(bad) > 8 else "")
+            raise ValueError(f"{start}: weight: NaN or infinity in row(s) {shown}")
+    if linear:
+        with _naming(layer):
+            dense = dense_weight(module)
+            recipe.quantize(dense[:1])
+            _check.bias("Linear", module.bias, len(dense))  # type: ignore[arg-type]
+
+
+@contextlib.contextmanager
+def _naming(layer: Layer) -> Iterator[None]:
+    """Says in an error which layer it comes from."""
+    try:
+        yield
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise type(error)(f"compress: model: layer {layer.names[0]!r}: {error}") from error
+
+
+# --- replacing ---
+
+
+def _replace_all(
+    model: nn.Module, chosen: list[Layer], recipe: Quantize, progress: bool | None
 ) -> None:
-    """Gives the layers that are not wanted a reason; every pattern must match something."""
-    wanted: set[int] = set()
-    for pattern in targets or ():
-        outer = _covered(model, "targets", pattern)
-        chosen = [layer for layer in layers if any(_inside(n, outer) for n in layer.names)]
-        if not chosen:
-            raise ValueError(f"compress: targets: {pattern!r} matches no linear layer")
-        wanted.update(map(id, chosen))
-        for layer in chosen:
-            layer.named_by_targets |= type(layer.module) is pattern or pattern in layer.names
-    for layer in layers:
-        if targets is not None and id(layer) not in wanted:
-            layer.reason = "not among the targets"
-    for pattern in ignore or ():
-        outer = _covered(model, "ignore", pattern)
-        for layer in layers:
-            if any(_inside(name, outer) for name in layer.names):
-                layer.reason = "ignored"
-
-
-def _find_reasons(model: nn.Module, layers: list[_Layer]) -> None:
-    """Gives the layers that cannot be replaced a reason. A new rule is a line here."""
-    owners = _parameter_owners(model)
-    for layer in layers:
-        weight: Any = layer.module.weight
-        if is_lazy(weight):
-            raise ValueError(
-                f"compress: model: layer {layer.names[0]!r} is lazy; run the model once before"
-            )
-        if not layer.reason:
-            layer.reason = (
-                _why_subclass(layer)
-                or _why_computed(layer)
-                or _why_tied(layer, owners)
-                or _why_dtype(layer)
-                or ""
-            )
-
-
-def _why_subclass(layer: _Layer) -> str | None:
-    kind = type(layer.module)
-    if kind is nn.modules.linear.NonDynamicallyQuantizableLinear:
-        return "nn.MultiheadAttention reads its weight directly"
-    if kind is not nn.Linear and not is_conv1d(layer.module) and not layer.named_by_targets:
-        return f"{kind.__name__} is a subclass of nn.Linear; name its class in targets"
-    return None
-
-
-def _why_computed(layer: _Layer) -> str | None:
-    weight = layer.module._parameters.get("weight")
-    if weight is None:
-        return "its weight is computed, not a parameter (parametrized or pruned)"
-    if type(weight) is not nn.Parameter:
-        return f"its weight is a {type(weight).__name__}"
-    if "forward" in layer.module.__dict__:
-        return "its forward was replaced on the instance"
-    return None
-
-
-def _why_tied(layer: _Layer, owners: dict[int, list[tuple[int, str]]]) -> str | None:
-    others = [name for owner, name in owners[id(layer.module.weight)] if owner != id(layer.module)]
-    return f"its weight is tied to {others[0]}" if others else None
-
-
-def _why_dtype(layer: _Layer) -> str | None:
-    dtype = layer.module.weight.dtype
-    return None if dtype in _check.DTYPES else f"its weight is {dtype}".replace("torch.", "")
-
-
-def _parameter_owners(model: nn.Module) -> dict[int, list[tuple[int, str]]]:
-    """For each parameter, by identity, the modules that hold it: (identity, parameter name)."""
-    owners: dict[int, list[tuple[int, str]]] = {}
-    for name, module in model.named_modules():
-        for key, parameter in module._parameters.items():
-            full = f"{name}.{key}" if name else key
-            owners.setdefault(id(parameter), []).append((id(module), full))
-    return owners
-
-
-def _replacement(layer: _Layer, recipe: Quantize) -> Linear:
-    old, name = layer.module, layer.names[0]
-    device = dense_weight(old).device
-    if device.type != "cpu":
-        raise RuntimeError(
-            f"compress: model: layer {name!r} is on {device}; move the model to the CPU first"
-        )
+    sizes = [sum(weight.numel() for weight in selection.weights(it.module)) for it in chosen]
     try:
-        new = Linear.from_dense(old, recipe)
-    except (TypeError, ValueError) as error:
-        raise type(error)(f"compress: model: layer {name!r}: {error}") from error
+        with Progress("packing layers", sum(sizes), progress) as shown:
+            for layer, size in zip(chosen, sizes, strict=True):
+                _replace(layer, recipe)
+                shown.advance(size)
+    finally:
+        _disable_transformer_fast_path(model)
+
+
+def _replace(layer: Layer, recipe: Quantize) -> None:
+    """Swap a layer in all its places. Nothing refers to the dense one afterwards."""
+    old = layer.module
+    kind = nn.Linear if is_conv1d(old) else selection.base_kind(old, tuple(REPLACEMENTS))
+    with _naming(layer):
+        new = REPLACEMENTS[kind](old, recipe)  # type: ignore[index]  # selection saw to it
     for hooks in _HOOKS:
         new.__dict__[hooks] = old.__dict__[hooks]
-    return new
+    for parent, child in layer.places:
+        parent._modules[child] = new
+    layer.module = new
 
 
 def _disable_transformer_fast_path(model: nn.Module) -> None:
@@ -310,7 +212,7 @@ def _disable_transformer_fast_path(model: nn.Module) -> None:
         id(module)
         for module in model.modules()
         if isinstance(module, nn.TransformerEncoderLayer)
-        and any(isinstance(child, Linear) for child in module.modules())
+        and any(_is_packed(child) for child in module.modules())
     }
     for module in model.modules():
         if id(module) in changed:
@@ -319,10 +221,3 @@ def _disable_transformer_fast_path(model: nn.Module) -> None:
             id(layer) in changed for layer in module.layers
         ):
             module.use_nested_tensor = False
-
-
-def _left_alone(layer: _Layer) -> LeftAlone:
-    weight = dense_weight(layer.module)
-    shape, size = tuple(weight.shape), weight.nbytes
-    kind = type(layer.module).__name__
-    return LeftAlone(layer.names[0], kind, shape, size, layer.reason)

@@ -12,8 +12,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from . import _C, _check, _ops
+from . import _C, _check, _ops, formats
 from .formats import FORMATS, Format
+from .formats.four_bit import FourBit
 
 Array: TypeAlias = Tensor | np.ndarray[Any, Any]
 
@@ -61,13 +62,16 @@ def quantize_rows(x: Array, isa: str | None = None) -> tuple[Any, Any]:
     return _like(x, values), _like(x, scales)
 
 
-def pack(weight: Format) -> Tensor:
+def pack(weight: Format, activations: str | None = None) -> Tensor:
     """Lay a weight out for the kernels, to be given to :func:`matmul` many times.
 
     Parameters
     ----------
     weight : Format
         Such as ``gs.formats.Int8.quantize(W)``.
+    activations : str, optional
+        "int8": each row of x is rounded as by :func:`quantize_rows`; "exact": x is multiplied as it
+        is. None takes the usual kind of the format.
 
     Returns
     -------
@@ -76,8 +80,8 @@ def pack(weight: Format) -> Tensor:
 
     Raises
     ------
-    TypeError
-        Where `weight` is not of a known format.
+    TypeError, ValueError
+        Where `weight` is not of a known format, or the format does not offer these activations.
 
     Examples
     --------
@@ -87,7 +91,7 @@ def pack(weight: Format) -> Tensor:
     """
     if type(weight) not in FORMATS.values():
         raise TypeError(f"pack: weight: got {_check.describe(weight)}, wanted one of gs.formats")
-    return weight.pack()
+    return weight.pack(activations)
 
 
 def unpack(packed: Array) -> Format:
@@ -108,8 +112,75 @@ def unpack(packed: Array) -> Format:
     TypeError, ValueError
         Where the bytes are not a packed weight.
     """
-    handle, tensor = _packed("unpack", packed)
-    return FORMATS[handle.kernel.format].unpack(tensor)
+    return formats.unpack(_tensor("unpack", "packed", packed))
+
+
+def dequantize(weight: Format | Array, first_row: int = 0, last_row: int | None = None) -> Tensor:
+    """Expand rows of a weight to dense, from the packed bytes that the kernels read.
+
+    Parameters
+    ----------
+    weight : Format or packed uint8
+        (N, K).
+    first_row, last_row : int
+        The rows [first_row, last_row); None is N.
+
+    Returns
+    -------
+    Tensor
+        Shape (last_row - first_row, K), float32. The same as ``weight.dequantize()``, which reads
+        the canonical tensors.
+
+    Raises
+    ------
+    TypeError, ValueError
+        Where an argument does not fit.
+
+    Examples
+    --------
+    >>> weight = gs.formats.Int4.quantize(torch.randn(5, 64))
+    >>> bool((gs.kernels.dequantize(weight, 1, 3) == weight.dequantize()[1:3]).all())
+    True
+    """
+    handle, packed = _packed("dequantize", weight)
+    last = handle.out_features if last_row is None else last_row
+    if not 0 <= first_row <= last <= handle.out_features:
+        raise ValueError(
+            f"dequantize: first_row, last_row: got {first_row}, {last}, wanted rows of 0 to "
+            f"{handle.out_features}"
+        )
+    return _ops.dequantize_rows(packed, first_row, last, handle.in_features)
+
+
+def codebook(name: str) -> dict[str, Any]:
+    """What the kernels take the 16 codes of a 4-bit format for.
+
+    Parameters
+    ----------
+    name : str
+        "int4", "nf4", "fp4" or "mxfp4".
+
+    Returns
+    -------
+    dict
+        ``value``: 16 floats; ``s8``: the integers that stand for them where x is rounded to int8,
+        ``value / unit + offset``, rounded; ``offset``; ``unit``.
+
+    Raises
+    ------
+    ValueError
+        For another name.
+
+    Examples
+    --------
+    >>> gs.kernels.codebook("fp4")["value"][:8]
+    [0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0]
+    """
+    form = FORMATS.get(name)
+    if form is None or not issubclass(form, FourBit):
+        names = ", ".join(n for n, f in FORMATS.items() if issubclass(f, FourBit))
+        raise ValueError(f"codebook: name: got {name!r}, wanted one of {names}")
+    return dict(_C.codebook(name))
 
 
 def matmul(
@@ -128,7 +199,8 @@ def matmul(
     x : Tensor or ndarray
         Shape (..., K), float32, float16 or (torch) bfloat16.
     weight : Format or packed uint8
-        (N, K). A format is packed in every call; :func:`pack` it once for many.
+        (N, K). A format is packed in every call, for its usual activations; :func:`pack` it once
+        for many, or for others.
     bias : Tensor or ndarray, optional
         Shape (N,), of one of the dtypes of x.
     activation : str
@@ -152,7 +224,8 @@ def matmul(
 
     Notes
     -----
-    Sums are exact integers, so the result has the same bits for any number of threads.
+    The packed weight says what happens to x: see :func:`pack`. The result has the same bits for any
+    number of threads.
 
     Examples
     --------
@@ -188,7 +261,7 @@ def accumulate(
     ----------
     a : Tensor or ndarray
         Shape (M, K), int8, any values.
-    weight : Format or packed uint8
+    weight : Int8 or packed uint8
         (N, K).
     isa : str, optional
         One of ``gs.cpu.available()``; None takes ``gs.cpu.isa()``.

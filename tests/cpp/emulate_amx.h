@@ -1,9 +1,10 @@
-// AMX tiles in plain C++: included (-include) before lanes/s8/amx.cpp, so that the kernel runs on machines without AMX. It honours the
+// AMX tiles in plain C++: included (-include) before lanes/<lane>/amx.cpp, so that the kernel runs on machines without AMX. It honours the
 // loaded configuration and ends the test where a processor would fault, or where the tiles are left configured.
 #pragma once
 #include <immintrin.h>
 
 #include <atomic>
+#include <cmath>
 #include <cstdint>
 #include <cstdio>
 #include <cstdlib>
@@ -83,13 +84,17 @@ void stored(int tile, void* base, int64_t stride) {
     }
 }
 
-// c += a (unsigned) x b (signed), four bytes along K at a time.
-void dpbusd(int c, int a, int b) {
+void need_product(int c, int a, int b) {
     for (int tile : {c, a, b}) need(tile);
     if (c == a || c == b || a == b) fail("one tile in two places of a product", c);
     if (tiles.rows[c] != tiles.rows[a]) fail("rows of C and A differ", c);
     if (tiles.row_bytes[c] != tiles.row_bytes[b]) fail("columns of C and B differ", c);
     if (tiles.row_bytes[a] != 4 * tiles.rows[b]) fail("k of A and B differ", a);
+}
+
+// c += a (unsigned) x b (signed), four bytes along K at a time.
+[[maybe_unused]] void dpbusd(int c, int a, int b) {
+    need_product(c, a, b);
     for (int m = 0; m < tiles.rows[c]; ++m) {
         int32_t sums[kRowBytes / 4];
         std::memcpy(sums, tiles.data[c][m], kRowBytes);
@@ -99,6 +104,35 @@ void dpbusd(int c, int a, int b) {
             }
         }
         std::memcpy(tiles.data[c][m], sums, kRowBytes);
+    }
+}
+
+// Denormals count as zero, before and after each operation.
+float flushed(float x) { return std::fpclassify(x) == FP_SUBNORMAL ? 0.0f : x; }
+
+float element(int tile, int row, int byte) {
+    uint16_t bf16;
+    std::memcpy(&bf16, &tiles.data[tile][row][byte], 2);
+    const uint32_t bits = static_cast<uint32_t>(bf16) << 16;
+    float x;
+    std::memcpy(&x, &bits, 4);
+    return flushed(x);
+}
+
+// c += a x b, two bf16 along K at a time: even and odd k are summed apart, fused, and added to c at the end.
+[[maybe_unused]] void dpbf16ps(int c, int a, int b) {
+    need_product(c, a, b);
+    for (int m = 0; m < tiles.rows[c]; ++m) {
+        for (int n = 0; n < tiles.row_bytes[c] / 4; ++n) {
+            float sums[2] = {};
+            for (int k = 0; k < tiles.row_bytes[a] / 2; ++k) {
+                sums[k % 2] = flushed(std::fma(element(a, m, 2 * k), element(b, k / 2, 4 * n + 2 * (k % 2)), sums[k % 2]));
+            }
+            float before;
+            std::memcpy(&before, &tiles.data[c][m][4 * n], 4);
+            const float after = flushed(flushed(before) + flushed(sums[0] + sums[1]));
+            std::memcpy(&tiles.data[c][m][4 * n], &after, 4);
+        }
     }
 }
 
@@ -112,6 +146,7 @@ void dpbusd(int c, int a, int b) {
 #undef _tile_stream_loadd
 #undef _tile_stored
 #undef _tile_dpbusd
+#undef _tile_dpbf16ps
 #define _tile_loadconfig(config) emulated_amx::loadconfig(config)
 #define _tile_release() emulated_amx::release()
 #define _tile_zero(tile) emulated_amx::zero(tile)
@@ -119,3 +154,4 @@ void dpbusd(int c, int a, int b) {
 #define _tile_stream_loadd(tile, base, stride) emulated_amx::loadd(tile, base, stride)
 #define _tile_stored(tile, base, stride) emulated_amx::stored(tile, base, stride)
 #define _tile_dpbusd(c, a, b) emulated_amx::dpbusd(c, a, b)
+#define _tile_dpbf16ps(c, a, b) emulated_amx::dpbf16ps(c, a, b)

@@ -26,7 +26,7 @@ struct RandomWeight {
         Random random(seed);
         for (int8_t& x : values) x = static_cast<int8_t>(random.integer(-128, 127));
         for (float& s : scales) s = static_cast<float>(std::fabs(random.uniform()) / 100 / std::sqrt(static_cast<double>(k)));
-        int8_pack(values.data(), scales.data(), N, K, G, packed.data(), 2);
+        int8_pack(values.data(), scales.data(), int8_layout(N, K, G), Activations::int8, packed.data(), 2);
     }
     Int8Weight view() const { return int8_view(packed.data(), packed.size()); }
     std::string text() const { return "N = " + std::to_string(N) + ", K = " + std::to_string(K) + ", G = " + std::to_string(G); }

@@ -4,15 +4,15 @@
 
 namespace gossamer {
 
-extern const S8Kernels GOSSAMER_TEST_KERNEL;
+extern const GOSSAMER_TEST_TYPE GOSSAMER_TEST_KERNEL;
 
-std::span<const S8Kernels* const> s8_list() {
-    static const S8Kernels kernel = [] {
-        S8Kernels copy = GOSSAMER_TEST_KERNEL;
+std::span<const GOSSAMER_TEST_TYPE* const> GOSSAMER_TEST_LIST() {
+    static const GOSSAMER_TEST_TYPE kernel = [] {
+        GOSSAMER_TEST_TYPE copy = GOSSAMER_TEST_KERNEL;
         copy.isa = Isa::GOSSAMER_TEST_ISA;
         return copy;
     }();
-    static const S8Kernels* const list[] = {&kernel};
+    static const GOSSAMER_TEST_TYPE* const list[] = {&kernel};
     return list;
 }
 

@@ -1,6 +1,8 @@
 // Detection, forcing and selection. Run with GOSSAMER_ISA unset, set to each name, and set to nonsense.
+#include <algorithm>
 #include <cstdlib>
 #include <stdexcept>
+#include <utility>
 
 #include "check.h"
 #include "dispatch/lists.h"
@@ -60,7 +62,27 @@ void check_list(std::span<const Kernels* const> list, const std::string& family)
     }
 }
 
+// Lists without scalar: nothing is found below `lowest`, and what is found is allowed and available.
+template <class Kernels>
+void check_list_without_scalar(std::span<const Kernels* const> list, Isa lowest, const std::string& family) {
+    for (size_t i = 1; i < list.size(); ++i) check(list[i - 1]->isa > list[i]->isa, family + ": best first");
+    for (int i = 0; i < kIsaCount; ++i) {
+        const Isa limit = static_cast<Isa>(i);
+        const Kernels* got = find_kernels(list, limit);
+        const std::string what = family + " up to " + isa_name(limit);
+        if (limit < lowest) check(got == nullptr, what + ": none");
+        if (limit == lowest) check((got != nullptr) == isa_available(limit), what + ": where the machine has it");
+        if (got != nullptr) check(got->isa <= limit && isa_available(got->isa), what + ": allowed and available");
+    }
+}
+
 void test_roofline() {
+    const std::vector<std::string> names = peak_instructions();
+    const std::pair<const char*, Isa> brought_by[] = {
+        {"fma-f32", Isa::avx2}, {"avx512-bf16", Isa::avx512bf16}, {"amx-int8", Isa::amx}, {"amx-bf16", Isa::amx}};
+    for (const auto& [name, isa] : brought_by) {
+        check((std::count(names.begin(), names.end(), name) == 1) == isa_available(isa), std::string(name) + ": where the machine has it");
+    }
     for (const std::string& instruction : peak_instructions()) {
         check(peak_ops(instruction, 1, 0.001) > 1e8, instruction + ": a plausible peak");
     }
@@ -84,8 +106,16 @@ int main() {
     test_environment(wanted == nullptr ? "" : wanted);
     test_forcing();
     check_list(gossamer::s8_list(), "s8");
+    check_list(gossamer::f32_list(), "f32");
     check_list(gossamer::epilogue_list(), "epilogue");
     check_list(gossamer::quantize_list(), "quantize");
+    check_list(gossamer::convert_list(), "convert");
+    check_list(gossamer::four_bit_list(), "four_bit");
+    check_list(gossamer::int8_expand_list(), "int8_expand");
+    check_list(gossamer::fp8_expand_list(), "fp8_expand");
+    check_list(gossamer::bf16_expand_list(), "bf16_expand");
+    check_list_without_scalar(gossamer::bf16_list(), gossamer::Isa::avx512bf16, "bf16");
+    check_list_without_scalar(gossamer::u4_list(), gossamer::Isa::avx2, "u4");
     test_roofline();
     test_info();
     return finish();

@@ -1,4 +1,5 @@
 // Format int8: sizes, exact round trip, places of the values, and errors for bytes that are not a packed weight.
+#include <cmath>
 #include <cstddef>
 #include <cstring>
 #include <limits>
@@ -6,6 +7,8 @@
 #include <vector>
 
 #include "check.h"
+#include "damaged.h"
+#include "expansion.h"
 #include "int8_weight.h"
 
 namespace gossamer::test {
@@ -70,12 +73,12 @@ void check_weight(int64_t N, int64_t K, int64_t G) {
     Guarded<int8_t> values(N * K);
     Guarded<float> scales(N * w.groups), dense(N * K);
     for (const int threads : {1, 2, 4}) {
-        int8_pack(w.values.data(), w.scales.data(), N, K, G, again.data(), threads);
+        int8_pack(w.values.data(), w.scales.data(), view.layout, Activations::int8, again.data(), threads);
         check(std::memcmp(again.data(), w.packed.data(), static_cast<size_t>(again.size())) == 0, w.text() + ": the same bytes again");
         int8_unpack(view, values.data(), scales.data(), threads);
         check_equal(values.data(), w.values.data(), N * K, w.text() + ": values");
         check_equal(scales.data(), w.scales.data(), N * w.groups, w.text() + ": scales");
-        int8_dequantize(view, 0, N, dense.data(), threads);
+        dequantize(view, 0, N, dense.data(), threads);
         std::vector<float> wanted;
         for (int64_t i = 0; i < N * K; ++i) {
             const int64_t group = G == 0 ? 0 : i % K / G;
@@ -84,7 +87,7 @@ void check_weight(int64_t N, int64_t K, int64_t G) {
         check_equal(dense.data(), wanted.data(), N * K, w.text() + ": dequantized");
         const int64_t first = N / 3, last = N - N / 4;
         Guarded<float> part((last - first) * K);
-        int8_dequantize(view, first, last, part.data(), threads);
+        dequantize(view, first, last, part.data(), threads);
         check_equal(part.data(), wanted.data() + first * K, part.size(), w.text() + ": some rows dequantized");
     }
 }
@@ -97,38 +100,38 @@ void test_round_trips() {
     }
     check_weight(3, 70000, 0);
     const RandomWeight w(5, 7, 0, 1);
-    check_throws<std::invalid_argument>([&] { int8_dequantize(w.view(), 2, 6, nullptr, 1); }, "got [2, 6)");
-    check_throws<std::invalid_argument>([&] { int8_dequantize(w.view(), -1, 3, nullptr, 1); }, "got [-1, 3)");
-    check_throws<std::invalid_argument>([&] { int8_dequantize(w.view(), 3, 2, nullptr, 1); }, "got [3, 2)");
+    check_throws<std::invalid_argument>([&] { dequantize(w.view(), 2, 6, nullptr, 1); }, "got [2, 6)");
+    check_throws<std::invalid_argument>([&] { dequantize(w.view(), -1, 3, nullptr, 1); }, "got [-1, 3)");
+    check_throws<std::invalid_argument>([&] { dequantize(w.view(), 3, 2, nullptr, 1); }, "got [3, 2)");
 }
 
-// A field of the header overwritten.
-template <class Value>
-void check_tampered(size_t offset, Value value, const std::string& message) {
+// The values as exact activations meet them: with their scale where it belongs to a group.
+void test_expansion() {
+    for (const int64_t G : kGroupSizes) {
+        for (const int64_t K : {1, 64, 130, 517}) {
+            const RandomWeight w(37, K, G, static_cast<uint64_t>(K));
+            check_expansion(w.view(), w.text(), [&](int64_t n, int64_t k) {
+                const double scale = G == 0 ? 1 : static_cast<double>(w.scales[n * w.groups + k / G]);
+                return w.values[n * w.K + k] * scale;
+            });
+        }
+    }
+    RandomWeight w(16, 64, 32, 6);
+    for (const float scale : {0.0f, 1e-39f, 3e38f, HUGE_VALF}) {
+        for (float& s : w.scales) s = scale;
+        for (int64_t k = 0; k < 64; ++k) w.values[k] = static_cast<int8_t>(k + 1);
+        int8_pack(w.values.data(), w.scales.data(), w.view().layout, Activations::exact, w.packed.data(), 1);
+        check_expansion(w.view(), "scale " + std::to_string(scale),
+                        [&](int64_t n, int64_t k) { return w.values[n * w.K + k] * static_cast<double>(scale); });
+    }
+}
+
+void test_damage() {
     const RandomWeight w(20, 70, 32, 2);
-    std::vector<uint8_t> bytes(w.packed.data(), w.packed.data() + w.packed.size());
-    std::memcpy(bytes.data() + offset, &value, sizeof value);
-    check_throws<std::invalid_argument>([&] { int8_view(bytes.data(), static_cast<int64_t>(bytes.size())); }, message);
-}
-
-void test_tampering() {
-    check_tampered(offsetof(PackedHeader, magic), 'g', "do not start with the mark");
-    check_tampered(offsetof(PackedHeader, layout), uint32_t{99}, "got layout 99");
-    check_tampered(offsetof(PackedHeader, format), uint32_t{7}, "format 7");
-    for (const int64_t N :
-         {int64_t{21 + 16}, int64_t{0}, int64_t{-20}, std::numeric_limits<int64_t>::max(), std::numeric_limits<int64_t>::min()}) {
-        check_tampered(offsetof(PackedHeader, N), N, "N");
-        check_tampered(offsetof(PackedHeader, K), N, "K");
-    }
-    check_tampered(offsetof(PackedHeader, G), int64_t{33}, "group_size");
-    check_tampered(offsetof(PackedHeader, G), int64_t{0}, "bytes");
-    const RandomWeight w(20, 70, 32, 3);
-    for (const int64_t bytes : {int64_t{0}, int64_t{63}, int64_t{64}, w.packed.size() - 1}) {
-        Guarded<uint8_t> truncated(bytes);
-        if (bytes > 0) std::memcpy(truncated.data(), w.packed.data(), static_cast<size_t>(bytes));
-        check_throws<std::invalid_argument>([&] { int8_view(truncated.data(), bytes); }, "got " + std::to_string(bytes) + " bytes");
-    }
-    check_throws<std::invalid_argument>([&] { int8_view(w.packed.data(), w.packed.size() + 64); }, "bytes");
+    const auto view = [](const void* packed, int64_t bytes) { int8_view(packed, bytes); };
+    check_damaged(w.packed, FormatId::bf16, view);
+    check_field(w.packed, offsetof(PackedHeader, G), int64_t{33}, "group_size", view);
+    check_field(w.packed, offsetof(PackedHeader, G), int64_t{0}, "bytes", view);
 }
 
 }  // namespace
@@ -138,6 +141,7 @@ int main() {
     using namespace gossamer::test;
     test_layouts();
     test_round_trips();
-    test_tampering();
+    test_expansion();
+    test_damage();
     return finish();
 }

@@ -214,7 +214,7 @@ void test_extreme_sums() {
     RandomWeight w(2, 200000, 0, 18);
     for (const int sign : {-128, 127}) {
         for (int8_t& v : w.values) v = static_cast<int8_t>(sign);
-        int8_pack(w.values.data(), w.scales.data(), w.N, w.K, w.G, w.packed.data(), 1);
+        int8_pack(w.values.data(), w.scales.data(), w.view().layout, Activations::int8, w.packed.data(), 1);
         std::vector<int8_t> x(static_cast<size_t>(w.K), int8_t{-128});
         for (const Isa isa : available_isas()) {
             std::vector<int64_t> out(2), wanted(2, int64_t{-128} * sign * w.K);

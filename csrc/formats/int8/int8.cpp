@@ -1,32 +1,15 @@
-// Packing, unpacking and expanding format int8. Contract: format_int8.h.
-#if defined(__linux__)
-#include <sys/mman.h>
-#endif
-
+// Packing and unpacking format int8. Contract: format_int8.h.
 #include <algorithm>
-#include <cstring>
-#include <limits>
 #include <stdexcept>
 #include <string>
 
+#include "dispatch/lists.h"
+#include "formats/rows.h"
 #include "gossamer/format_int8.h"
-#include "gossamer/parallel.h"
+#include "gossamer/s8.h"
 
 namespace gossamer {
 namespace {
-
-constexpr int64_t round_up(int64_t x, int64_t to) { return (x + to - 1) / to * to; }
-
-// Ask for 2 MiB pages where the buffer spans some: a weight of 16 MiB then needs 8 entries of the TLB instead of 4096. Only a hint, and
-// only before the bytes are first written.
-void prefer_huge_pages(void* buffer, int64_t size) {
-#if defined(__linux__)
-    constexpr uintptr_t kHugePage = uintptr_t{2} << 20;
-    const uintptr_t first = (reinterpret_cast<uintptr_t>(buffer) + kHugePage - 1) / kHugePage * kHugePage;
-    const uintptr_t last = (reinterpret_cast<uintptr_t>(buffer) + static_cast<uintptr_t>(size)) / kHugePage * kHugePage;
-    if (first < last) madvise(reinterpret_cast<void*>(first), last - first, MADV_HUGEPAGE);
-#endif
-}
 
 // Where W[n,k] lies in the panels.
 int64_t panel_index(const Int8Layout& l, int64_t n, int64_t k) {
@@ -45,35 +28,33 @@ void pack_row(const Int8Layout& l, const int8_t* values, int64_t n, int8_t* pane
     }
 }
 
-// Body over rows, shared out in multiples of a panel.
-template <class Body>
-void for_each_row(int64_t N, int threads, const Body& body) {
-    parallel(threads, [&](Team team) {
-        const Range panels = split_range((N + kPanelColumns - 1) / kPanelColumns, team.rank, team.size);
-        const int64_t end = std::min(N, panels.end * kPanelColumns);
-        for (int64_t n = panels.begin * kPanelColumns; n < end; ++n) body(n);
-    });
+// Calls expand(values, values before them) for each group of the range, or once for all of it where there are none.
+template <class Expand>
+void for_each_group(const Int8Weight& weight, const PanelRange& range, const Expand& expand) {
+    const Int8Layout& l = weight.layout;
+    const int8_t* panel = weight.panels + range.panel * kPanelColumns * l.K64;
+    for (int64_t k = range.first_k, next; k < range.last_k; k = next) {
+        next = l.G == 0 ? range.last_k : std::min(k / l.G * l.G + l.G, range.last_k);
+        // Groups that lie in the padding of K hold zeros, whatever their scale.
+        const int64_t group = l.G == 0 ? 0 : std::min(k / l.G, l.groups - 1);
+        const float* scales = l.G == 0 ? nullptr : weight.scales + group * l.N16 + range.panel * kPanelColumns;
+        expand(Int8Expand{panel + k * kPanelColumns, (next - k) / 4, scales}, (k - range.first_k) * kPanelColumns);
+    }
 }
 
 }  // namespace
 
 Int8Layout int8_layout(int64_t N, int64_t K, int64_t G) {
-    if (N < 1 || K < 1) {
-        throw std::invalid_argument("int8: shape: got N = " + std::to_string(N) + ", K = " + std::to_string(K) +
-                                    ", wanted both at least 1");
-    }
+    check_shape("int8", N, K);
     if (G != 0 && G != 32 && G != 64 && G != 128) {
         throw std::invalid_argument("int8: group_size: got " + std::to_string(G) + ", wanted 32, 64, 128, or 0 for per channel");
     }
-    // N16 is up to 16 N, and scales and init take up to a quarter of the panels.
-    constexpr int64_t kMaxElements = std::numeric_limits<int64_t>::max() / 64;
-    if (K > kMaxElements - kChunk || N > kMaxElements / round_up(K, kChunk)) throw std::invalid_argument("int8: shape: N * K overflows");
     Int8Layout l{};
     l.N = N;
     l.K = K;
     l.G = G;
     l.N16 = round_up(N, kPanelColumns);
-    l.K64 = padded_k(K);
+    l.K64 = round_up(K, 64);
     l.groups = G == 0 ? 1 : (K + G - 1) / G;
     l.sum_k = G == 0 ? kMaxSumK : G;
     l.sum_blocks = G == 0 ? (l.K64 + kMaxSumK - 1) / kMaxSumK : l.groups;
@@ -85,50 +66,22 @@ Int8Layout int8_layout(int64_t N, int64_t K, int64_t G) {
 }
 
 Int8Weight int8_view(const void* packed, int64_t packed_bytes) {
-    PackedHeader header;
-    if (packed_bytes < static_cast<int64_t>(sizeof header)) {
-        throw std::invalid_argument("packed weight: got " + std::to_string(packed_bytes) + " bytes, wanted at least a header of 64");
-    }
-    std::memcpy(&header, packed, sizeof header);
-    if (std::memcmp(header.magic, kPackedMagic, sizeof kPackedMagic) != 0) {
-        throw std::invalid_argument("packed weight: the bytes do not start with the mark of a packed weight");
-    }
-    if (header.layout != kPackedLayout || header.format != FormatId::int8) {
-        throw std::invalid_argument("packed weight: got layout " + std::to_string(header.layout) + ", format " +
-                                    std::to_string(static_cast<uint32_t>(header.format)) + ", wanted layout " +
-                                    std::to_string(kPackedLayout) + ", format 1 (int8): pack it again with this version");
-    }
+    const PackedHeader header = read_header(packed, packed_bytes);
+    check_format(header, header.format == FormatId::int8, "int8");
     const Int8Layout l = int8_layout(header.N, header.K, header.G);
-    if (packed_bytes != l.size_bytes) {
-        throw std::invalid_argument("packed weight: got " + std::to_string(packed_bytes) + " bytes, wanted " +
-                                    std::to_string(l.size_bytes) + " for N = " + std::to_string(l.N) + ", K = " + std::to_string(l.K));
-    }
-    if (reinterpret_cast<uintptr_t>(packed) % alignof(PackedHeader) != 0) {
-        throw std::invalid_argument("packed weight: the bytes start at an address that is not a multiple of 8; copy them");
-    }
+    check_packed_bytes(header, packed_bytes, l.size_bytes);
     const char* bytes = static_cast<const char*>(packed);
     return {l, reinterpret_cast<const float*>(bytes + l.scales_offset), reinterpret_cast<const int32_t*>(bytes + l.init_offset),
             reinterpret_cast<const int8_t*>(bytes + l.panels_offset)};
 }
 
-void int8_pack(const int8_t* values, const float* scales, int64_t N, int64_t K, int64_t G, void* packed, int threads) {
-    const Int8Layout l = int8_layout(N, K, G);
-    prefer_huge_pages(packed, l.size_bytes);
-    char* bytes = static_cast<char*>(packed);
-    std::memset(bytes, 0, static_cast<size_t>(l.size_bytes));
-    PackedHeader header{};
-    std::memcpy(header.magic, kPackedMagic, sizeof kPackedMagic);
-    header.layout = kPackedLayout;
-    header.format = FormatId::int8;
-    header.N = N;
-    header.K = K;
-    header.G = G;
-    std::memcpy(bytes, &header, sizeof header);
+void int8_pack(const int8_t* values, const float* scales, const Int8Layout& l, Activations activations, void* packed, int threads) {
+    char* bytes = begin_packed(make_header(FormatId::int8, l.N, l.K, l.G, activations), packed, l.size_bytes);
     float* packed_scales = reinterpret_cast<float*>(bytes + l.scales_offset);
     int32_t* init = reinterpret_cast<int32_t*>(bytes + l.init_offset);
     int8_t* panels = reinterpret_cast<int8_t*>(bytes + l.panels_offset);
-    for_each_row(N, threads, [&](int64_t n) {
-        pack_row(l, values + n * K, n, panels, init);
+    for_each_row(l.N, threads, [&](int64_t n) {
+        pack_row(l, values + n * l.K, n, panels, init);
         for (int64_t g = 0; g < l.groups; ++g) packed_scales[g * l.N16 + n] = scales[n * l.groups + g];
     });
 }
@@ -141,12 +94,9 @@ void int8_unpack(const Int8Weight& weight, int8_t* values, float* scales, int th
     });
 }
 
-void int8_dequantize(const Int8Weight& weight, int64_t first_row, int64_t last_row, float* out, int threads) {
+void dequantize(const Int8Weight& weight, int64_t first_row, int64_t last_row, float* out, int threads) {
     const Int8Layout& l = weight.layout;
-    if (first_row < 0 || last_row > l.N || first_row > last_row) {
-        throw std::invalid_argument("int8 dequantize: rows: got [" + std::to_string(first_row) + ", " + std::to_string(last_row) +
-                                    "), wanted a range in [0, " + std::to_string(l.N) + ")");
-    }
+    check_rows("int8 dequantize", first_row, last_row, l.N);
     const int64_t group = l.G == 0 ? l.K : l.G;
     for_each_row(last_row - first_row, threads, [&](int64_t row) {
         const int64_t n = first_row + row;
@@ -154,6 +104,31 @@ void int8_dequantize(const Int8Weight& weight, int64_t first_row, int64_t last_r
             out[row * l.K + k] = static_cast<float>(weight.panels[panel_index(l, n, k)]) * weight.scales[k / group * l.N16 + n];
         }
     });
+}
+
+S8Strip s8_strip(const Int8Weight& weight, int64_t strip, Isa, uint8_t*) {
+    const Int8Layout& l = weight.layout;
+    const int64_t column = strip * kStripColumns;
+    S8Strip s{};
+    s.panels = weight.panels + column * l.K64;
+    s.panel_stride = l.K64 * kPanelColumns;
+    s.init = weight.init + column;
+    s.scales = weight.scales + column;
+    s.group_stride = l.N16;
+    s.sum_k = l.sum_k;
+    s.sum_blocks = l.sum_blocks;
+    s.grouped = l.G > 0;
+    return s;
+}
+
+void expand_f32(const Int8Weight& weight, const PanelRange& range, Isa isa, float* out) {
+    const Int8ExpandKernels& kernels = select_kernels(int8_expand_list(), isa);
+    for_each_group(weight, range, [&](const Int8Expand& run, int64_t before) { kernels.to_f32(run, out + before); });
+}
+
+void expand_bf16(const Int8Weight& weight, const PanelRange& range, Isa isa, uint16_t* out) {
+    const Int8ExpandKernels& kernels = select_kernels(int8_expand_list(), isa);
+    for_each_group(weight, range, [&](const Int8Expand& run, int64_t before) { kernels.to_bf16(run, out + before); });
 }
 
 }  // namespace gossamer

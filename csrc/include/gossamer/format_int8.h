@@ -5,37 +5,24 @@
 // Canonical tensors (ISA-independent, what a state_dict holds): values [N, K] int8 row-major, scales [N, groups] fp32 row-major,
 // groups = ceil(K / G), or 1 with G = 0 (per channel). The last group may be short.
 //
-// Packed form: one buffer of bytes, the same for every x86 ISA.
+// Packed form (format.h):
 //
-//     offset 0      PackedHeader                                          64 bytes
 //     scales        float  [groups][N16]            N16 = N rounded up to 16, zeros in the padding
 //     init          int32  [sum_blocks][N16]        -128 * sum of the block's values (s8.h)
 //     panels        int8   [N16/16][K64/4][16][4]   K64 = K rounded up to 64, zeros in the padding
 //
-// A sum block is a group, or 65,536 k where there are no groups. Every part starts on a 64-byte boundary.
+// A sum block is a group, or 65,536 k where there are no groups.
 // Bytes: N16 * K64 + 4 * N16 * (groups + sum_blocks) + 64.
+//
+// With exact activations (weight-only) the values are expanded to the f32 or bf16 lane, where each is exact. Per-channel scales are applied
+// to the sums. Group scales are multiplied into the values, which the bf16 lane rounds: relative error 2^-9 per weight.
 #pragma once
-#include <cstddef>
 #include <cstdint>
 
-#include "gossamer/quantize.h"
+#include "gossamer/format.h"
 #include "gossamer/s8.h"
 
 namespace gossamer {
-
-enum class FormatId : uint32_t { int8 = 1 };
-
-inline constexpr char kPackedMagic[8] = {'G', 'O', 'S', 'S', 'A', 'M', 'E', 'R'};
-inline constexpr uint32_t kPackedLayout = 1;  // changes whenever packed bytes of an earlier version would be misread
-
-struct PackedHeader {
-    char magic[8];
-    uint32_t layout;
-    FormatId format;
-    int64_t N, K, G;  // G = 0: per channel
-    uint8_t reserved[24];
-};
-static_assert(sizeof(PackedHeader) == 64);
 
 // Where the parts of a packed int8 weight lie.
 struct Int8Layout {
@@ -57,12 +44,17 @@ struct Int8Weight {
     const int8_t* panels;
 };
 
-// Throws std::invalid_argument when the bytes are not a packed int8 weight of this layout and length, or not aligned to 8.
 Int8Weight int8_view(const void* packed, int64_t packed_bytes);
-
-void int8_pack(const int8_t* values, const float* scales, int64_t N, int64_t K, int64_t G, void* packed, int threads);
+void int8_pack(const int8_t* values, const float* scales, const Int8Layout& layout, Activations activations, void* packed, int threads);
 void int8_unpack(const Int8Weight& weight, int8_t* values, float* scales, int threads);
-// out [last_row - first_row, K] fp32 = values * scales
-void int8_dequantize(const Int8Weight& weight, int64_t first_row, int64_t last_row, float* out, int threads);
+// out [last_row - first_row, K] fp32
+void dequantize(const Int8Weight& weight, int64_t first_row, int64_t last_row, float* out, int threads);
+
+inline int64_t s8_strip_bytes(const Int8Weight&) { return 0; }
+S8Strip s8_strip(const Int8Weight& weight, int64_t strip, Isa isa, uint8_t* buffer);
+void expand_f32(const Int8Weight& weight, const PanelRange& range, Isa isa, float* out);
+void expand_bf16(const Int8Weight& weight, const PanelRange& range, Isa isa, uint16_t* out);
+inline const uint16_t* bf16_panels(const Int8Weight&) { return nullptr; }
+inline const float* channel_scales(const Int8Weight& weight) { return weight.layout.G == 0 ? weight.scales : nullptr; }
 
 }  // namespace gossamer

@@ -10,8 +10,9 @@ enum class Isa : int {
     avxvnni,     // avx2 + AVX-VNNI (256-bit, VEX)
     avx512,      // avx2 + AVX512 F, BW, DQ, VL
     avx512vnni,  // avx512 + AVX512-VNNI
-    amx,         // avx512vnni + AMX-TILE, AMX-INT8, granted by the operating system
+    avx512bf16,  // avx512vnni + AVX512-BF16, AVX512-VBMI
+    amx,         // avx512bf16 + AMX-TILE, AMX-INT8, AMX-BF16, granted by the operating system
 };
-inline constexpr int kIsaCount = 6;
+inline constexpr int kIsaCount = 7;
 
 }  // namespace gossamer

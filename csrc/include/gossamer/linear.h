@@ -1,25 +1,77 @@
-// A whole linear layer on the s8 lane.
+// A whole linear layer, whatever the format of its weight.
 //
-//   y = activation( (Q(x) W^T) + bias + addend )        x [M, K], W [N, K] packed int8, y [M, N]; Q quantizes each row (quantize.h)
+//   y = activation( (A(x) W^T) + bias + addend )        x [M, K], W [N, K] packed, y [M, N]; A as the weight's header says (format.h)
 //
-// Error against the exact product of the stored weight: |y - x W^T| <= sum_k |W[n,k]| * scale[m] / 2 from rounding x, plus fp32 rounding of
-// the epilogue. Sums are exact integers, so the output is bit-identical for every thread count. Threads share the quantized x and split the
-// grid of (rows x strips of 32 columns).
+// int8 activations: error against the exact product of the stored weight |y - x W^T| <= sum_k |W[n,k]| * scale[m] / 2 from rounding x, plus
+// fp32 rounding of the epilogue. Sums are exact integers. Exact activations: the error of the lane (f32.h, bf16.h).
+//
+// 4-bit weights with groups, int8 activations, many rows: the groups are re-quantized to one int8 scale per column while they are expanded,
+// which raises the RMS error of the output by at most 2 % over that of the format (format_four_bit.h); strips that would exceed it keep
+// exact group scaling.
+//
+// The output is bit-identical for every thread count. Threads share the panels of x and split the grid of (rows x strips of 32 columns).
 #pragma once
 #include <cstdint>
+#include <variant>
 
 #include "gossamer/epilogue.h"
+#include "gossamer/format_bf16.h"
+#include "gossamer/format_four_bit.h"
+#include "gossamer/format_fp8.h"
 #include "gossamer/format_int8.h"
 #include "gossamer/isa.h"
 
 namespace gossamer {
+
+struct Weight {
+    std::variant<Int8Weight, FourBitWeight, Fp8Weight, Bf16Weight> form;
+    Activations activations;
+    int64_t N, K;
+};
+
+// Throws std::invalid_argument when the bytes are not a packed weight of this version.
+Weight weight_view(const void* packed, int64_t packed_bytes);
+
+enum class Lane { s8, bf16, f32 };
+
+// The lane on which x of this dtype meets this weight.
+Lane lane_of(const Weight& weight, DType x_dtype, Isa isa);
+
+// Where the rows of A come from: fills panels (lane.h) of the lane, and for s8 a scale per row.
+class RowSource {
+public:
+    struct Target {
+        int64_t first_row;   // of the source: row 0 of the panels
+        int64_t begin, end;  // rows to fill, counted from first_row
+        int64_t panel_rows;
+        void* panels;
+        float* scale;  // [rows], s8 only
+    };
+    virtual void fill(const Target& target) const = 0;
+
+protected:
+    ~RowSource() = default;
+};
+
+// The product of rows from anywhere with a weight.
+struct ProductCall {
+    const RowSource& rows;
+    int64_t M;
+    const Weight& weight;
+    Lane lane;
+    Epilogue epilogue;
+    int threads;
+    Isa isa;
+};
+
+void product(const ProductCall& call);
 
 struct LinearCall {
     const void* x;
     DType x_dtype;
     int64_t M;
     int64_t x_row_stride;
-    Int8Weight weight;
+    const Weight& weight;
     Epilogue epilogue;
     int threads;
     Isa isa;
@@ -27,7 +79,8 @@ struct LinearCall {
 
 void linear(const LinearCall& call);
 
-// The integer sums alone: out[m,n] = sum_k x[m,k] * values[n,k], x int8 [M, K], out int64 [M, N] contiguous. For tests and research.
+// The integer sums alone: out[m,n] = sum_k x[m,k] * values[n,k], x int8 [M, K], out int64 [M, N] contiguous. For tests and research; int8
+// weights only.
 struct AccumulateCall {
     const int8_t* x;
     int64_t M;

@@ -6,6 +6,7 @@ the roof, all from one run. Rows that lose stay.
 
 from __future__ import annotations
 
+import fnmatch
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -17,17 +18,20 @@ import torch
 
 from gossamer.bench import environment, harness
 from gossamer.bench.harness import Contender, Progress, Timing
-from gossamer.bench.peers import BASELINE, GOSSAMER, PEERS, Peer
+from gossamer.bench.peers import BASELINE, PEERS, Peer, gossamer_linear
 from gossamer.bench.peers.peer import Array
 from gossamer.bench.results import Results, Row
 from gossamer.bench.roof import Roof, measure_roof
+from gossamer.bench.rows import figures, offset, relative_error
 
 
 @dataclass(frozen=True)
 class Layer:
     """A linear layer to time: N out_features, K in_features, and the numbers of rows M.
 
-    ``isas`` adds gossamer held to each of them; ``peers``, when given, replaces the usual ones.
+    ``peers``, when given, replaces the usual ones: names, or globs such as "*-int4-*".
+    ``schemes`` adds gossamer with each of them; ``isas`` adds gossamer held to each of them, in
+    every scheme, or int8 where none is given.
     """
 
     N: int
@@ -37,6 +41,7 @@ class Layer:
     source: str = ""
     isas: tuple[str, ...] = ()
     peers: tuple[str, ...] = ()
+    schemes: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         sizes = (self.N, self.K, *self.M)
@@ -46,11 +51,15 @@ class Layer:
 
 @dataclass(frozen=True)
 class Entrant:
-    """A peer that is to run, held to ``isa`` if that is given; or ``absent``, for that reason."""
+    """A peer that is to run, held to ``isa`` if that is given; or ``absent``, for that reason.
+
+    ``weight_bytes`` is what its weight takes, known once it is to run.
+    """
 
     peer: Peer
     isa: str | None = None
     absent: str | None = None
+    weight_bytes: int = 0
 
 
 def parse_shapes(shapes: str, m: str) -> list[Layer]:
@@ -106,6 +115,7 @@ def run_linear(
     *,
     threads: int,
     peers: Sequence[str] = (),
+    schemes: Sequence[str] = (),
     isas: Sequence[str] = (),
     rounds: int = 9,
     seconds_per_round: float = 0.03,
@@ -120,10 +130,13 @@ def run_linear(
     threads
         Threads of every contender.
     peers
-        Names from ``gossamer.bench.peers.PEERS``; empty for the usual ones. torch FP32 always
-        runs: speed-ups refer to it.
+        Names from ``gossamer.bench.peers.PEERS``, or globs; empty for the usual ones. torch FP32
+        always runs: speed-ups refer to it.
+    schemes
+        Names from ``gossamer.schemes.SCHEMES``, each as two more contenders: with float32 and with
+        bfloat16 in and out. Empty for those of the layer.
     isas
-        Instruction sets that gossamer is held to, each as one more contender.
+        Instruction sets that gossamer is held to, each as one more contender for every scheme.
     rounds, seconds_per_round, on_progress
         As in ``harness.measure``.
 
@@ -137,9 +150,9 @@ def run_linear(
     Raises
     ------
     ValueError
-        For an unknown peer or ISA.
+        For an unknown peer, scheme or ISA.
     """
-    plans = [(layer, choose_entrants(layer, peers, isas)) for layer in layers]
+    plans = [(layer, choose_entrants(layer, peers, schemes, isas)) for layer in layers]
     step_counts = [
         harness.steps(sum(not entrant.absent for entrant in entrants), len(layer.M), rounds)
         for layer, entrants in plans
@@ -152,34 +165,52 @@ def run_linear(
             threads=threads,
             rounds=rounds,
             seconds_per_round=seconds_per_round,
-            on_progress=_offset(on_progress, sum(step_counts[:number]), sum(step_counts)),
+            on_progress=offset(on_progress, sum(step_counts[:number]), sum(step_counts)),
         )
     return Results(environment.describe(threads), rows)
 
 
-def choose_entrants(layer: Layer, peers: Sequence[str], isas: Sequence[str]) -> list[Entrant]:
-    """Who runs on ``layer``: the baseline, the peers asked for, gossamer held to each ISA.
+def choose_entrants(
+    layer: Layer, peers: Sequence[str], schemes: Sequence[str], isas: Sequence[str]
+) -> list[Entrant]:
+    """Who runs on ``layer``: the baseline, the peers and schemes asked for, gossamer held to ISAs.
 
     Raises
     ------
     ValueError
-        For an unknown peer or ISA.
+        For an unknown peer, scheme or ISA.
     """
+    chosen = list(dict.fromkeys(schemes or layer.schemes))
+    try:
+        ours = gossamer_linear.names(chosen)
+    except ValueError as error:
+        raise ValueError(f"run_linear: schemes: {error}") from error
+    names = dict.fromkeys([BASELINE, *_peer_names(peers or layer.peers), *ours])
+    entrants = [Entrant(PEERS[name], absent=PEERS[name].missing()) for name in names]
+    for isa in dict.fromkeys([*isas, *layer.isas]):
+        entrants += [_held(scheme, isa) for scheme in chosen or gossamer_linear.USUAL]
+    return entrants
+
+
+def _peer_names(patterns: Sequence[str]) -> list[str]:
+    if not patterns:
+        return [name for name, peer in PEERS.items() if not peer.on_request]
+    unknown = [pattern for pattern in patterns if not fnmatch.filter(PEERS, pattern)]
+    if unknown:
+        raise ValueError(f"run_linear: {unknown} is no peer; there are {', '.join(PEERS)}")
+    return [name for pattern in patterns for name in fnmatch.filter(PEERS, pattern)]
+
+
+def _held(scheme: str, isa: str) -> Entrant:
     from gossamer import _C
 
-    usual = [name for name, peer in PEERS.items() if not peer.on_request]
-    names = list(dict.fromkeys([BASELINE, *(peers or layer.peers or usual)]))
-    held = list(dict.fromkeys([*isas, *layer.isas]))
-    for kind, given, known in (("peer", names, list(PEERS)), ("ISA", held, _C.isa_names())):
-        unknown = [name for name in given if name not in known]
-        if unknown:
-            raise ValueError(f"run_linear: {unknown} is no {kind}; there are {', '.join(known)}")
-    entrants = [Entrant(PEERS[name], absent=PEERS[name].missing()) for name in names]
-    for isa in held:
-        peer = replace(PEERS[GOSSAMER], name=f"{GOSSAMER}@{isa}", environment={"GOSSAMER_ISA": isa})
-        absent = None if isa in _C.isa_available() else "not available on this processor"
-        entrants.append(Entrant(peer, isa, absent))
-    return entrants
+    if isa not in _C.isa_names():
+        known = ", ".join(_C.isa_names())
+        raise ValueError(f"run_linear: {isa!r} is no ISA; there are {known}")
+    peer = PEERS[gossamer_linear.names([scheme])[0]]
+    absent = None if isa in _C.isa_available() else "not available on this processor"
+    held = replace(peer, name=f"{peer.name}@{isa}", environment={"GOSSAMER_ISA": isa})
+    return Entrant(held, isa, absent)
 
 
 def make_data(layer: Layer) -> tuple[Array, list[Array]]:
@@ -194,27 +225,6 @@ def multiply_exactly(x: Array, weight: Array) -> torch.Tensor:
     return torch.from_numpy(x).double() @ torch.from_numpy(weight).double().T
 
 
-def relative_error(output: Array, exact: torch.Tensor) -> float:
-    """Frobenius norm of the error over that of the exact product.
-
-    Raises
-    ------
-    ValueError
-        When the shapes differ.
-    """
-    if output.shape != tuple(exact.shape):
-        wanted = tuple(exact.shape)
-        raise ValueError(f"relative_error: output: shape {output.shape}, wanted {wanted}")
-    return float((torch.from_numpy(output).double() - exact).norm() / exact.norm())
-
-
-def _offset(on_progress: Progress | None, before: int, total: int) -> Progress | None:
-    """``on_progress`` for one layer among several."""
-    if on_progress is None:
-        return None
-    return lambda done, _, text: on_progress(before + done, total, text)
-
-
 def _run_layer(
     layer: Layer,
     entrants: Sequence[Entrant],
@@ -224,10 +234,15 @@ def _run_layer(
     seconds_per_round: float,
     on_progress: Progress | None,
 ) -> list[Row]:
-    roof = measure_roof(layer.N * layer.K, threads)
+    present = [
+        replace(entrant, weight_bytes=entrant.peer.weight_bytes(layer.N, layer.K))
+        for entrant in entrants
+        if not entrant.absent
+    ]
+    roof = measure_roof(threads, [entrant.weight_bytes for entrant in present])
     weight, inputs = make_data(layer)
     cases = harness.measure(
-        [_contender(entrant, weight) for entrant in entrants if not entrant.absent],
+        [_contender(entrant.peer, weight) for entrant in present],
         inputs,
         threads=threads,
         rounds=rounds,
@@ -236,12 +251,20 @@ def _run_layer(
     )
     rows = [_roof_row(layer, roof)]
     for x, timings in zip(inputs, cases, strict=True):
-        rows += _case_rows(layer, entrants, roof, multiply_exactly(x, weight), timings)
+        exact = multiply_exactly(x, weight)
+        measured = {
+            entrant.peer.name: _row(layer, entrant, roof, exact, timing, timings[0])
+            for entrant, timing in zip(present, timings, strict=True)
+        }
+        rows += [
+            measured.get(entrant.peer.name)
+            or _head(layer, len(x), entrant.peer.name, entrant.absent)
+            for entrant in entrants
+        ]
     return rows
 
 
-def _contender(entrant: Entrant, weight: Array) -> Contender:
-    peer = entrant.peer
+def _contender(peer: Peer, weight: Array) -> Contender:
     return Contender(peer.name, peer.build, {"weight": weight, **peer.arguments}, peer.environment)
 
 
@@ -256,24 +279,6 @@ def _roof_row(layer: Layer, roof: Roof) -> Row:
     }
 
 
-def _case_rows(
-    layer: Layer,
-    entrants: Sequence[Entrant],
-    roof: Roof,
-    exact: torch.Tensor,
-    timings: Sequence[Timing],
-) -> list[Row]:
-    by_name = {timing.name: timing for timing in timings}
-    baseline = by_name[BASELINE]
-    rows = []
-    for entrant in entrants:
-        timing = by_name.get(entrant.peer.name)
-        if timing is None:
-            timing = Timing(entrant.peer.name, timings[0].case, failure=entrant.absent)
-        rows.append(_row(layer, entrant, roof, exact, timing, baseline))
-    return rows
-
-
 def _row(
     layer: Layer,
     entrant: Entrant,
@@ -282,29 +287,31 @@ def _row(
     timing: Timing,
     baseline: Timing,
 ) -> Row:
-    M = exact.shape[0]
-    row: Row = {
+    row = _head(layer, len(exact), timing.name, timing.failure)
+    if timing.failure is not None or timing.output is None:
+        return row
+    seconds = timing.median_ms / 1e3
+    operations = 2 * exact.numel() * layer.K
+    share, binding = roof.share(
+        seconds, operations, entrant.weight_bytes, entrant.peer.arithmetic, entrant.isa
+    )
+    return row | {
+        **figures(timing, baseline),
+        "error": relative_error(timing.output, exact),
+        "gops": operations / seconds / 1e9,
+        "roof_share": share,
+        "roof": binding,
+    }
+
+
+def _head(layer: Layer, M: int, contender: str, failure: str | None) -> Row:
+    return {
         "kind": "linear",
         "layer": layer.name,
         "source": layer.source,
         "N": layer.N,
         "K": layer.K,
         "M": M,
-        "contender": timing.name,
-        "failure": timing.failure,
-    }
-    if timing.failure is not None or timing.output is None:
-        return row
-    seconds = timing.median_ms / 1e3
-    share, binding = roof.share(seconds, M, layer.N * layer.K, entrant.peer.arithmetic, entrant.isa)
-    return row | {
-        "ms": timing.median_ms,
-        "spread": timing.spread,
-        "noisy": timing.noisy,
-        "speedup": baseline.median_ms / timing.median_ms,
-        "error": relative_error(timing.output, exact),
-        "gops": 2 * M * layer.N * layer.K / seconds / 1e9,
-        "roof_share": share,
-        "roof": binding,
-        "samples_ms": timing.samples_ms,
+        "contender": contender,
+        "failure": failure,
     }

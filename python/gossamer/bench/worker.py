@@ -222,6 +222,7 @@ def _as_float32(output: Any) -> Array | None:
     if output is None:
         return None
     if isinstance(output, torch.Tensor):
+        output = output.dequantize() if output.is_quantized else output
         output = output.float().numpy(force=True)
     if not isinstance(output, np.ndarray):
         wanted = "a tensor, a numpy array or None is wanted"

@@ -2,21 +2,30 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar, Protocol
 
 from torch import Tensor
 
+from .. import _ops
+from .bf16 import BF16
+from .fp4 import FP4, MXFP4
+from .fp8 import FP8
+from .int4 import Int4
 from .int8 import Int8
+from .nf4 import NF4
 
-__all__ = ["FORMATS", "Format", "Int8"]
+__all__ = ["BF16", "FORMATS", "FP4", "FP8", "MXFP4", "NF4", "Format", "Int4", "Int8", "unpack"]
 
 
 class Format(Protocol):
     """What every format offers; :class:`Int8` documents each member."""
 
     name: ClassVar[str]
-    state_names: ClassVar[tuple[str, ...]]
+    state_names: ClassVar[tuple[str, ...]]  # all that a state may have
+    state_forms: ClassVar[tuple[tuple[str, ...], ...]]  # each a whole state
+    activation_kinds: ClassVar[tuple[str, ...]]  # of "int8" and "exact"; the first is the default
+    group_sizes: ClassVar[tuple[int | None, ...]]
 
     @property
     def shape(self) -> tuple[int, int]:
@@ -38,6 +47,11 @@ class Format(Protocol):
         """Bits of the packed weight for each of its N * K weights."""
         ...
 
+    @property
+    def settings(self) -> dict[str, Any]:
+        """Keyword arguments of quantize(), beside the group size, that are not the usual ones."""
+        ...
+
     @classmethod
     def quantize(cls, W: Any, group_size: int | None = None) -> Format:
         """Round a dense [N, K] weight."""
@@ -47,8 +61,8 @@ class Format(Protocol):
         """Expand to float32 [N, K]."""
         ...
 
-    def pack(self) -> Tensor:
-        """Lay out for the kernels: uint8 [nbytes]."""
+    def pack(self, activations: str | None = None) -> Tensor:
+        """Lay out for the kernels, which round x or do not: uint8 [nbytes]."""
         ...
 
     @classmethod
@@ -56,14 +70,62 @@ class Format(Protocol):
         """Undo pack(), exactly."""
         ...
 
+    def rows(self, first: int, last: int) -> Format:
+        """Copy the rows [first, last) of the canonical tensors."""
+        ...
+
+    @classmethod
+    def cat(cls, weights: Sequence[Any]) -> Format:
+        """Join weights of this format along N; ValueError where they do not fit together."""
+        ...
+
     def state(self) -> dict[str, Tensor]:
         """Give the canonical tensors, by the names in state_names."""
         ...
 
     @classmethod
-    def from_state(cls, state: Mapping[str, Tensor], group_size: int | None = None) -> Format:
+    def from_state(
+        cls,
+        state: Mapping[str, Tensor],
+        group_size: int | None = None,
+        in_features: int | None = None,
+    ) -> Format:
         """Undo state()."""
         ...
 
 
-FORMATS: dict[str, type[Format]] = {Int8.name: Int8}
+FORMATS: dict[str, type[Format]] = {
+    Int8.name: Int8,
+    Int4.name: Int4,
+    NF4.name: NF4,
+    FP4.name: FP4,
+    MXFP4.name: MXFP4,
+    FP8.name: FP8,
+    BF16.name: BF16,
+}
+
+
+def unpack(packed: Tensor) -> Format:
+    """The canonical tensors of a packed weight of any format.
+
+    Parameters
+    ----------
+    packed : Tensor
+        Shape (bytes,), uint8, from ``Format.pack``.
+
+    Returns
+    -------
+    Format
+        Of the class that was packed.
+
+    Raises
+    ------
+    TypeError, ValueError
+        Where the bytes are not a packed weight.
+
+    Examples
+    --------
+    >>> type(unpack(NF4.quantize(torch.randn(16, 64)).pack())).__name__
+    'NF4'
+    """
+    return FORMATS[_ops.packed_info(packed).format].unpack(packed)

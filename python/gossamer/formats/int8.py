@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -11,8 +11,19 @@ import torch
 from torch import Tensor
 
 from .. import _check, _ops
+from .groups import (
+    check_kinds,
+    check_matrix,
+    check_tensor,
+    dense_matrix,
+    fitting_group_size,
+    group_count,
+    in_groups,
+    over_k,
+    refuse_rows,
+    row_chunks,
+)
 
-_CHUNK_ELEMENTS = 1 << 20  # of a weight quantized at a time: the temporaries stay in cache
 _TINY = (
     2.0**-100
 )  # below it 127 / amax nears the end of float32, so the group is scaled up, exactly
@@ -53,28 +64,21 @@ class Int8:
 
     name: ClassVar[str] = "int8"
     state_names: ClassVar[tuple[str, ...]] = ("weight", "weight_scale")
+    state_forms: ClassVar[tuple[tuple[str, ...], ...]] = (("weight", "weight_scale"),)
+    activation_kinds: ClassVar[tuple[str, ...]] = ("int8", "exact")
+    group_sizes: ClassVar[tuple[int | None, ...]] = (None, 32, 64, 128)
 
     values: Tensor
     scales: Tensor
     group_size: int | None = None
 
     def __post_init__(self) -> None:
-        group_size = _check.group_size("Int8", self.group_size)
-        values, scales = self.values, self.scales
-        if values.dtype is not torch.int8 or values.dim() != 2 or 0 in values.shape:
-            raise TypeError(
-                f"Int8: values: got {_check.describe(values)}, wanted int8 [N, K] with N, K >= 1"
-            )
-        wanted = (values.shape[0], _groups(values.shape[1], group_size))
-        if scales.dtype is not torch.float32:
-            raise TypeError(f"Int8: scales: got dtype {scales.dtype}, wanted float32")
-        if tuple(scales.shape) != wanted:
-            raise ValueError(
-                f"Int8: scales: got shape {list(scales.shape)}, wanted {list(wanted)} for values "
-                f"{list(values.shape)} and group_size {group_size}"
-            )
-        _check.on_cpu("Int8", "values", values)
-        _check.on_cpu("Int8", "scales", scales)
+        _check.group_size("Int8", self.group_size, self.group_sizes)
+        check_matrix("Int8", "values", self.values, (torch.int8,))
+        N, K = self.values.shape
+        scales = self.scales
+        wanted = (N, group_count(K, self.group_size))
+        check_tensor("Int8", "scales", scales, (torch.float32,), wanted)
         if not bool(((scales >= 0) & (scales < torch.inf)).all()):
             raise ValueError("Int8: scales: some are negative, infinite or NaN")
 
@@ -115,21 +119,14 @@ class Int8:
         >>> Int8.quantize(torch.ones(2, 100), group_size=32).scales.shape
         torch.Size([2, 4])
         """
-        _check.group_size("Int8.quantize", group_size)
-        W = _dense_matrix(W)
+        _check.group_size("Int8.quantize", group_size, cls.group_sizes)
+        W = dense_matrix("Int8.quantize", W)
         N, K = W.shape
         values = torch.empty(N, K, dtype=torch.int8)
-        scales = torch.empty(N, _groups(K, group_size), dtype=torch.float32)
-        step = max(1, _CHUNK_ELEMENTS // K)
-        bad_rows: list[int] = []
-        for first in range(0, N, step):
-            rows = slice(first, first + step)
-            q, scales[rows] = _quantize_rows(W[rows].to(torch.float32), group_size)
-            values[rows] = q
-            bad_rows += (~scales[rows].isfinite().all(1)).nonzero().flatten().add(first).tolist()
-        if bad_rows:
-            shown = ", ".join(map(str, bad_rows[:8])) + (", ..." if len(bad_rows) > 8 else "")
-            raise ValueError(f"Int8.quantize: W: NaN or infinity in row(s) {shown}")
+        scales = torch.empty(N, group_count(K, group_size), dtype=torch.float32)
+        for rows in row_chunks(N, K):
+            values[rows], scales[rows] = _quantize_rows(W[rows], group_size)
+        refuse_rows("Int8.quantize", scales.isfinite().all(1))
         return cls(values, scales, group_size)
 
     @property
@@ -141,7 +138,7 @@ class Int8:
     @property
     def nbytes(self) -> int:
         """Bytes of the packed weight: values, scales, padding and header."""
-        return _ops.int8_packed_bytes(*self.shape, self.group_size)
+        return _ops.int8_packed_bytes(self.shape, self.group_size)
 
     @property
     def bits_per_weight(self) -> float:
@@ -162,13 +159,23 @@ class Int8:
         tensor([[ 1.0000, -1.5000]])
         """
         dense = self.values.to(torch.float32)
-        if self.group_size is None:
-            return dense.mul_(self.scales)
-        K = dense.shape[1]
-        return dense.mul_(self.scales.repeat_interleave(self.group_size, 1)[:, :K])
+        for rows in row_chunks(*self.shape):
+            dense[rows] *= over_k(self.scales[rows], self.group_size, self.shape[1])
+        return dense
 
-    def pack(self) -> Tensor:
+    @property
+    def settings(self) -> dict[str, Any]:
+        """What ``quantize`` must be told, beside the group size, for another weight: nothing."""
+        return {}
+
+    def pack(self, activations: str | None = None) -> Tensor:
         """Lay the weight out for the kernels.
+
+        Parameters
+        ----------
+        activations : str, optional
+            What the kernels do to x: "int8" (the default) rounds each row, "exact" multiplies x as
+            it is.
 
         Returns
         -------
@@ -181,7 +188,8 @@ class Int8:
         >>> bool((Int8.unpack(weight.pack()).values == weight.values).all())
         True
         """
-        return _ops.int8_pack(self.values.contiguous(), self.scales.contiguous(), self.group_size)
+        kind = _check.activations("Int8.pack", activations, self.activation_kinds)
+        return _ops.int8_pack(self.values, self.scales, self.group_size, kind)
 
     @classmethod
     def unpack(cls, packed: Tensor) -> Int8:
@@ -202,7 +210,60 @@ class Int8:
         TypeError, ValueError
             Where the bytes are not a packed int8 weight of this layout.
         """
-        return cls(*_ops.int8_unpack(packed))
+        found = _ops.unpack(packed, cls.name)
+        return cls(found.values, found.scales, found.group_size)
+
+    def rows(self, first: int, last: int) -> Int8:
+        """Some of the output channels.
+
+        Parameters
+        ----------
+        first, last : int
+            The rows [first, last), within [0, N].
+
+        Returns
+        -------
+        Int8
+            Of shape (last - first, K), in tensors of its own.
+
+        Examples
+        --------
+        >>> weight = Int8.quantize(torch.randn(5, 7))
+        >>> bool((weight.rows(1, 3).values == weight.values[1:3]).all())
+        True
+        """
+        rows = slice(first, last)
+        return Int8(self.values[rows].clone(), self.scales[rows].clone(), self.group_size)
+
+    @classmethod
+    def cat(cls, weights: Sequence[Int8]) -> Int8:
+        """Join weights along N.
+
+        Parameters
+        ----------
+        weights : sequence of Int8
+            With the same K and group size.
+
+        Returns
+        -------
+        Int8
+            The rows of the first, then those of the second, and so on, in tensors of its own.
+
+        Raises
+        ------
+        ValueError
+            Where K or the group sizes differ.
+
+        Examples
+        --------
+        >>> weight = Int8.quantize(torch.randn(5, 7))
+        >>> Int8.cat([weight, weight]).shape
+        (10, 7)
+        """
+        kinds = [(weight.shape[1], weight.group_size) for weight in weights]
+        check_kinds("Int8.cat", kinds, "K and group sizes")
+        values = torch.cat([weight.values for weight in weights])
+        return cls(values, torch.cat([weight.scales for weight in weights]), kinds[0][1])
 
     def state(self) -> dict[str, Tensor]:
         """The tensors that a ``state_dict`` holds, by name.
@@ -215,7 +276,12 @@ class Int8:
         return {"weight": self.values, "weight_scale": self.scales}
 
     @classmethod
-    def from_state(cls, state: Mapping[str, Tensor], group_size: int | None = None) -> Int8:
+    def from_state(
+        cls,
+        state: Mapping[str, Tensor],
+        group_size: int | None = None,
+        in_features: int | None = None,
+    ) -> Int8:
         """Undo :meth:`state`.
 
         Parameters
@@ -224,6 +290,8 @@ class Int8:
             ``weight`` and ``weight_scale``.
         group_size : int, optional
             The group size to take where the number of scales allows several.
+        in_features : int, optional
+            Not needed: the tensors say it.
 
         Returns
         -------
@@ -237,35 +305,15 @@ class Int8:
         """
         values, scales = state["weight"], state["weight_scale"]
         if values.dim() == 2 and scales.dim() == 2:
-            groups, K = scales.shape[1], values.shape[1]
-            candidates = (group_size, None, *_check.GROUP_SIZES)
-            group_size = next((G for G in candidates if _groups(K, G) == groups), None)
+            K, groups = values.shape[1], scales.shape[1]
+            group_size = fitting_group_size(K, groups, group_size, cls.group_sizes)
         return cls(values, scales, group_size)
-
-
-def _groups(K: int, group_size: int | None) -> int:
-    return 1 if group_size is None else -(-K // group_size)
-
-
-def _dense_matrix(W: Tensor | np.ndarray[Any, Any]) -> Tensor:
-    W = torch.from_numpy(np.ascontiguousarray(W)) if isinstance(W, np.ndarray) else W
-    if not isinstance(W, Tensor) or not W.is_floating_point():
-        raise TypeError(f"Int8.quantize: W: got {_check.describe(W)}, wanted floating point")
-    if W.dim() != 2 or 0 in W.shape:
-        raise ValueError(
-            f"Int8.quantize: W: got {_check.describe(W)}, wanted [N, K] with N, K >= 1"
-        )
-    _check.on_cpu("Int8.quantize", "W", W)
-    return W.detach()
 
 
 def _quantize_rows(W: Tensor, group_size: int | None) -> tuple[Tensor, Tensor]:
     """Quantize rows: values [n, K], scales [n, groups]; NaN and infinity show in the scales."""
     n, K = W.shape
-    groups, size = _groups(K, group_size), group_size or K
-    if groups * size != K:
-        W = torch.nn.functional.pad(W, (0, groups * size - K))
-    grouped = W.reshape(n, groups, size)
+    grouped = in_groups(W, group_size)
     low, high = grouped.aminmax(dim=2)
     amax = torch.maximum(-low, high)
     scales = amax / 127
@@ -274,4 +322,4 @@ def _quantize_rows(W: Tensor, group_size: int | None) -> tuple[Tensor, Tensor]:
         grouped, amax = grouped * up[:, :, None], amax * up
     inverse = torch.where(amax > 0, 127 / amax, 0.0)
     q = (grouped * inverse[:, :, None]).round_().clamp_(-127, 127).nan_to_num_(0)
-    return q.to(torch.int8).view(n, groups * size)[:, :K], scales
+    return q.to(torch.int8).view(n, -1)[:, :K], scales

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -15,12 +16,17 @@ from ..formats import FORMATS, Format
 from ..schemes import Quantize, as_quantize
 from .weight import PackedWeight
 
+_CHUNK_ELEMENTS = 1 << 20  # of a dense weight compared at a time
+_BLOCK_ROWS = 128  # formats with blocks can be divided at multiples of this
+_DENSE_DTYPES = (*_check.DTYPES, torch.float64)
+
 
 class Linear(torch.nn.Module):
     """``y = activation(x · Ŵᵀ + bias)``, with a packed weight Ŵ.
 
-    Each row of x is rounded to int8 with a scale of its own, products are summed in integers, and
-    the output has the dtype of x. The weight is kept in one buffer, laid out for the kernels.
+    With ``activations="int8"`` each row of x is rounded to int8, with a scale of its own, and
+    products are summed in integers; with "exact" only the weight is rounded. The output has the
+    dtype of x. The weight is kept in one buffer, laid out for the kernels.
 
     Parameters
     ----------
@@ -37,6 +43,9 @@ class Linear(torch.nn.Module):
         "none", "relu", "gelu" (exact), "gelu_tanh" or "silu", applied before the output is rounded.
     dtype : torch.dtype
         What ``layer.weight.dtype`` says; ``.to(dtype)`` changes it. It does not change the output.
+    activations : str, optional
+        "int8" or "exact", as far as the format offers it; None takes its usual kind: "int8" for
+        int8, int4, nf4, fp4 and mxfp4, "exact" for fp8 and bf16.
 
     Attributes
     ----------
@@ -45,6 +54,14 @@ class Linear(torch.nn.Module):
         where its values are read. It has no gradient and cannot be assigned.
     packed : Tensor
         uint8, shape (bytes,): the packed weight, a buffer outside the ``state_dict``.
+    format : str
+        Name of the format.
+    group_size : int or None
+        Input features that share a scale.
+    settings : dict
+        What else ``quantize`` of the format is told when a dense weight is loaded.
+    activations : str
+        "int8" or "exact".
     weight_error : float or None
         ``|W - Ŵ| / |W|`` (Frobenius), where the layer was made from a dense one.
     dense_bytes : int or None
@@ -58,10 +75,11 @@ class Linear(torch.nn.Module):
 
     Notes
     -----
-    ``state_dict`` and pickle hold canonical tensors: ``weight`` (int8), ``weight_scale`` and
-    ``bias``. Loading also accepts a floating-point ``weight`` without a scale, as in the checkpoint
-    of the dense model, and quantizes it. The gradients of x and of the bias exist, that of the
-    weight does not. ``torch.func.grad`` and forward-mode differentiation are errors.
+    ``state_dict`` and pickle hold the canonical tensors of the format, such as ``weight`` (int8)
+    and ``weight_scale``, and ``bias``. Loading also accepts a ``weight`` of float32, bfloat16,
+    float16 or float64 without a scale, as in the checkpoint of the dense model, and quantizes it.
+    The gradients of x and of the bias exist, that of the weight does not. ``torch.func.grad`` and
+    forward-mode differentiation are errors.
 
     Examples
     --------
@@ -95,6 +113,7 @@ class Linear(torch.nn.Module):
         bias: Tensor | None = None,
         activation: str = "none",
         dtype: torch.dtype = torch.float32,
+        activations: str | None = None,
     ) -> None:
         super().__init__()
         if type(weight) not in FORMATS.values():
@@ -112,6 +131,7 @@ class Linear(torch.nn.Module):
         self.out_features = out_features
         self.activation = activation
         self.dtype = dtype
+        self.activations = _check.activations("Linear", activations, weight.activation_kinds)
         self.weight_error = self.dense_bytes = None
         self.register_buffer("packed", None, persistent=False)
         self._set_weight(weight)
@@ -156,9 +176,18 @@ class Linear(torch.nn.Module):
         True
         """
         dense, bias = dense_weight(linear), linear.bias
-        weight = as_quantize("Linear.from_dense", scheme).quantize(dense)
+        recipe = as_quantize("Linear.from_dense", scheme)
+        weight, activations = recipe.quantize(dense), recipe.resolved().activations
         N, K = weight.shape
-        layer = cls(K, N, weight=weight, bias=bias, activation=activation, dtype=dense.dtype)  # type: ignore[arg-type]
+        layer = cls(
+            K,
+            N,
+            weight=weight,
+            bias=bias,  # type: ignore[arg-type]
+            activation=activation,
+            dtype=dense.dtype,
+            activations=activations,
+        )
         layer._remember_dense(dense, weight)
         return layer.train(linear.training)
 
@@ -227,20 +256,35 @@ class Linear(torch.nn.Module):
         text += f", bias={self.bias is not None}, format={self.format}"
         if self.group_size is not None:
             text += f", group_size={self.group_size}"
+        for name, value in self.settings.items():
+            text += f", {name}={value}".replace("torch.", "")
+        if self.activations != FORMATS[self.format].activation_kinds[0]:
+            text += f", activations={self.activations}"
         if self.activation != "none":
             text += f", activation={self.activation}"
         return text
 
     def _set_weight(self, weight: Format) -> None:
-        self.format, self.group_size = weight.name, weight.group_size
-        self.packed = weight.pack()
+        self.format, self.group_size, self.settings = (
+            weight.name,
+            weight.group_size,
+            weight.settings,
+        )
+        self.packed = weight.pack(self.activations)
         self._handle = _ops.Handle(self.packed)
+        self._own_names = tuple(weight.state())
 
     def _remember_dense(self, dense: Tensor, weight: Format) -> None:
-        difference = weight.dequantize().sub_(dense)
-        norm = torch.linalg.vector_norm(dense, dtype=torch.float32).item()
-        error = torch.linalg.vector_norm(difference).item()
-        self.weight_error = error / norm if norm > 0 else 0.0
+        N, K = weight.shape
+        error = norm = 0.0
+        step = max(1, _CHUNK_ELEMENTS // K // _BLOCK_ROWS) * _BLOCK_ROWS
+        for first in range(0, N, step):
+            last = min(first + step, N)
+            part = dense[first:last].to(torch.float32)
+            rounded = weight.rows(first, last).dequantize()
+            error += torch.linalg.vector_norm(rounded.sub_(part)).item() ** 2
+            norm += torch.linalg.vector_norm(part).item() ** 2
+        self.weight_error = math.sqrt(error / norm) if norm > 0 else 0.0
         self.dense_bytes = dense.numel() * dense.element_size()
 
     def __setattr__(self, name: str, value: Any) -> None:
@@ -285,7 +329,8 @@ class Linear(torch.nn.Module):
     def __setstate__(self, state: dict[str, Any]) -> None:
         canonical = state.pop("_canonical")
         super().__setstate__(state)  # type: ignore[no-untyped-call]
-        self._set_weight(FORMATS[self.format].from_state(canonical, self.group_size))
+        form = FORMATS[self.format]
+        self._set_weight(form.from_state(canonical, self.group_size, self.in_features))
 
     def _save_to_state_dict(
         self, destination: dict[str, Any], prefix: str, keep_vars: bool
@@ -318,15 +363,19 @@ class Linear(torch.nn.Module):
         self, found: dict[str, Tensor | None], key: str, missing_keys: list[str]
     ) -> None:
         """Packs what a state_dict holds: canonical tensors, or a dense weight to be quantized."""
+        form = FORMATS[self.format]
         state = {name: tensor for name, tensor in found.items() if tensor is not None}
         dense = state.get("weight")
-        if dense is not None and dense.is_floating_point() and len(state) == 1:
-            weight = FORMATS[self.format].quantize(dense, self.group_size)
-        elif len(state) == len(found):
+        if len(state) == 1 and dense is not None and dense.dtype in _DENSE_DTYPES:
+            quantize: Callable[..., Format] = form.quantize
+            weight = quantize(dense, self.group_size, **self.settings)
+        elif tuple(state) in form.state_forms and not set(state) < set(self._own_names):
             dense = None
-            weight = FORMATS[self.format].from_state(state, self.group_size)
+            weight = form.from_state(state, self.group_size, self.in_features)
         else:
-            missing_keys += [key[: -len("weight")] + name for name in found if name not in state]
+            missing_keys += [
+                key[: -len("weight")] + name for name in self._own_names if name not in state
+            ]
             return
         if weight.shape != (self.out_features, self.in_features):
             raise ValueError(

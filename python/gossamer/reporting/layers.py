@@ -5,15 +5,17 @@ from __future__ import annotations
 import dataclasses
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from ..compression import LeftAlone
+from ..fusion import Fusion
 from ..nn import Linear
+from ..nn.projections import Projection
+from ..selection import LeftAlone
 
 _ROUNDS = 15
 _SECONDS_PER_ROUND = 5e-4
@@ -37,8 +39,11 @@ class LayerReport:
         Of the weight, dense (float32 where the dense layer is not known) and packed.
     error : float or None
         ``|W - Ŵ| / |W|`` (Frobenius); None where the dense weight was never seen.
+    fused : str
+        What it computes together with, such as "query, key, value"; "" where by itself.
     ms, ms_dense : float or None
-        Milliseconds of a call, packed and dense; None unless measured.
+        Milliseconds of a call, packed and dense; None unless measured. Layers that share a packed
+        weight are called together: by rows, this is its part of the bytes and of the time.
     """
 
     name: str
@@ -48,6 +53,7 @@ class LayerReport:
     bytes_before: int
     bytes_after: int
     error: float | None
+    fused: str = ""
     ms: float | None = None
     ms_dense: float | None = None
 
@@ -86,7 +92,10 @@ class Report:
     layers : tuple of LayerReport
         In the order of the model.
     left_alone : tuple of LeftAlone
-        Linear layers that stayed dense, and why.
+        Layers that stayed dense, and why.
+    fusions : tuple of Fusion
+        Groups of layers that match a pattern of :func:`gossamer.compress`, fused or not, and why;
+        none after ``fuse=False``.
     totals : Totals
         Sums.
     batch : int or None
@@ -95,6 +104,7 @@ class Report:
 
     layers: tuple[LayerReport, ...]
     left_alone: tuple[LeftAlone, ...]
+    fusions: tuple[Fusion, ...]
     totals: Totals
     batch: int | None = None
 
@@ -115,6 +125,7 @@ class Report:
                 [item.name, item.kind, _shape(item.shape), item.reason] for item in self.left_alone
             ]
             parts.append("left alone:\n" + _table(["layer", "class", "shape", "reason"], rows, 4))
+        parts += _fusion_lines(self.fusions)
         totals = self.totals
         parts.append(
             f"{totals.layers} packed layers: {_bytes(totals.bytes_before)} -> "
@@ -160,20 +171,33 @@ def report(model: nn.Module, measure: bool = False, batch: int = 1) -> Report:
         raise TypeError(f"report: model: got {type(model).__name__}, wanted nn.Module")
     if not isinstance(batch, int) or batch < 1:
         raise ValueError(f"report: batch: got {batch!r}, wanted a number of rows >= 1")
+    fusions = tuple(_remembered(model, "_gossamer_fusions", "module"))
+    fused = {
+        ".".join(filter(None, (fusion.module, layer))): fusion.result
+        for fusion in fusions
+        if not fusion.reason
+        for layer in fusion.layers
+    }
     timings: dict[tuple[Any, ...], tuple[float, float]] = {}
     layers = []
     for name, module in model.named_modules():
         if isinstance(module, Linear):
             times = _cached_time(module, batch, timings) if measure else (None, None)
-            layers.append(_layer(name, module, *times))
+            layers.append(_layer(name, module, fused.get(name, ""), *times))
     return Report(
-        tuple(layers), _left_alone(model), _totals(model, layers), batch if measure else None
+        tuple(layers),
+        tuple(_remembered(model, "_gossamer_left_alone", "name")),
+        fusions,
+        _totals(model, layers),
+        batch if measure else None,
     )
 
 
-def _layer(name: str, layer: Linear, ms: float | None, ms_dense: float | None) -> LayerReport:
+def _layer(
+    name: str, layer: Linear, fused: str, ms: float | None, ms_dense: float | None
+) -> LayerReport:
     weights = layer.out_features * layer.in_features
-    after = layer.packed.numel()
+    after = _packed_bytes(layer)
     before = 4 * weights if layer.dense_bytes is None else layer.dense_bytes
     suffix = "" if layer.group_size is None else f":{layer.group_size}"
     return LayerReport(
@@ -184,19 +208,33 @@ def _layer(name: str, layer: Linear, ms: float | None, ms_dense: float | None) -
         bytes_before=before,
         bytes_after=after,
         error=layer.weight_error,
+        fused=fused,
         ms=ms,
         ms_dense=ms_dense,
     )
 
 
-def _left_alone(model: nn.Module) -> tuple[LeftAlone, ...]:
-    """What compress() remembered, wherever in the model the compressed part now is."""
-    found = []
+def _packed_bytes(layer: Linear) -> int:
+    """Bytes of the packed weight; of one that is shared, a part by rows, so that all add up."""
+    first, N = _rows(layer)
+    size = layer.packed.numel()
+    return size * (first + layer.out_features) // N - size * first // N
+
+
+def _rows(layer: Linear) -> tuple[int, int]:
+    """Where the layer begins in its packed weight, and the rows of that."""
+    if isinstance(layer, Projection) and layer.shares:
+        sizes = [sibling.out_features for sibling in layer.siblings]
+        return sum(sizes[: layer.siblings.index(layer)]), sum(sizes)
+    return 0, layer.out_features
+
+
+def _remembered(model: nn.Module, attribute: str, key: str) -> Iterator[Any]:
+    """What compress() left on a model, wherever in this model that now is, with full names."""
     for name, module in model.named_modules():
-        for item in getattr(module, "_gossamer_left_alone", ()):
-            full = f"{name}.{item.name}" if name else item.name
-            found.append(dataclasses.replace(item, name=full))
-    return tuple(found)
+        for item in getattr(module, attribute, ()):
+            full = ".".join(filter(None, (name, getattr(item, key))))
+            yield dataclasses.replace(item, **{key: full})
 
 
 def _totals(model: nn.Module, layers: list[LayerReport]) -> Totals:
@@ -224,8 +262,10 @@ def _totals(model: nn.Module, layers: list[LayerReport]) -> Totals:
 def _cached_time(
     layer: Linear, batch: int, timings: dict[tuple[Any, ...], tuple[float, float]]
 ) -> tuple[float, float]:
+    """Milliseconds per call, packed and dense: by rows, where several are called together."""
+    N = _rows(layer)[1]
     key = (
-        layer.out_features,
+        N,
         layer.in_features,
         layer.format,
         layer.group_size,
@@ -235,37 +275,40 @@ def _cached_time(
     )
     if key not in timings:
         timings[key] = _time(layer, batch)
-    return timings[key]
+    packed, dense = timings[key]
+    return packed * layer.out_features / N, dense * layer.out_features / N
 
 
 def _time(layer: Linear, batch: int) -> tuple[float, float]:
     """Milliseconds per call, packed and dense: medians of interleaved rounds."""
+    together = layer.siblings if isinstance(layer, Projection) and layer.shares else (layer,)
     x = torch.randn(batch, layer.in_features).to(layer.dtype)
-    weight = layer.dequantize(layer.dtype)
-    bias = None if layer.bias is None else layer.bias.to(layer.dtype)
+    weight = torch.cat([each.dequantize(layer.dtype) for each in together])
+    bias = None if layer.bias is None else x.new_zeros(len(weight))
     activation = _ACTIVATIONS[layer.activation]
 
     def dense() -> Tensor:
         return activation(nn.functional.linear(x, weight, bias))
 
-    def packed() -> Tensor:
-        return layer.forward(x)
+    def packed() -> None:
+        for each in together:
+            each.forward(x)
 
     with torch.inference_mode():
         calls = {call: _calls_per_round(call) for call in (packed, dense)}
-        samples: dict[Callable[[], Tensor], list[float]] = {packed: [], dense: []}
+        samples: dict[Callable[[], object], list[float]] = {packed: [], dense: []}
         for _ in range(_ROUNDS):
             for call, count in calls.items():
                 samples[call].append(_round(call, count))
     return 1e3 * statistics.median(samples[packed]), 1e3 * statistics.median(samples[dense])
 
 
-def _calls_per_round(call: Callable[[], Tensor]) -> int:
+def _calls_per_round(call: Callable[[], object]) -> int:
     _round(call, 2)
     return max(1, round(_SECONDS_PER_ROUND / _round(call, 2)))
 
 
-def _round(call: Callable[[], Tensor], count: int) -> float:
+def _round(call: Callable[[], object], count: int) -> float:
     """Seconds per call."""
     start = time.perf_counter()
     for _ in range(count):
@@ -292,8 +335,11 @@ _ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
 def _layer_table(found: Report) -> str:
     header = ["layer", "shape", "format", "bits", "before", "after", "error"]
     timed = found.batch is not None
+    any_fused = any(layer.fused for layer in found.layers)
     if timed:
         header += [f"ms, {found.batch} rows", "dense ms", "speed-up"]
+    if any_fused:
+        header.append("fused")
     rows = []
     for layer in found.layers:
         row = [layer.name, _shape(layer.shape), layer.format, f"{layer.bits_per_weight:.2f}"]
@@ -301,8 +347,20 @@ def _layer_table(found: Report) -> str:
         row.append("-" if layer.error is None else f"{layer.error:.2%}")
         if timed:
             row += _time_cells(layer)
+        if any_fused:
+            row.append(layer.fused or "-")
         rows.append(row)
     return _table(header, rows, 1)
+
+
+def _fusion_lines(fusions: tuple[Fusion, ...]) -> list[str]:
+    """What was not fused; what was is a column of the table."""
+    lines = [f"fusion: {item.reason}" for item in fusions if not item.layers]
+    rows = [[item.module, item.result, item.reason] for item in fusions if item.layers]
+    rows = [row for row in rows if row[-1]]
+    if rows:
+        lines.append("not fused:\n" + _table(["module", "layers", "reason"], rows, 3))
+    return lines
 
 
 def _time_cells(layer: LayerReport) -> list[str]:

@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 from gossamer.bench.peers import (
-    gossamer_int8,
+    autoround_int4,
+    gossamer_linear,
+    onnxruntime_int4,
     onnxruntime_int8,
-    openvino_int8,
+    openvino_linear,
     torch_dense,
     torch_dynamic_int8,
+    torch_int4,
     torchao_int8,
 )
 from gossamer.bench.peers.peer import Peer
 
 BASELINE = "torch-fp32"
-GOSSAMER = "gossamer-int8"
 
 PEERS: dict[str, Peer] = {
     peer.name: peer
@@ -21,11 +23,14 @@ PEERS: dict[str, Peer] = {
         torch_dense,
         torch_dynamic_int8,
         onnxruntime_int8,
-        openvino_int8,
+        openvino_linear,
         torchao_int8,
-        gossamer_int8,
+        torch_int4,
+        onnxruntime_int4,
+        autoround_int4,
+        gossamer_linear,
     )
     for peer in module.PEERS
 }
 
-__all__ = ["BASELINE", "GOSSAMER", "PEERS", "Peer"]
+__all__ = ["BASELINE", "PEERS", "Peer"]

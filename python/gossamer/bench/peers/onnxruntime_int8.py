@@ -51,4 +51,8 @@ def _dense_model(weight: Array) -> Any:
     return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
 
 
-PEERS = (Peer("onnxruntime-int8", build, "int8", requires=("onnxruntime", "onnx")),)
+PEERS = (
+    Peer(
+        "onnxruntime-int8", build, "int8", requires={"onnxruntime": "onnxruntime", "onnx": "onnx"}
+    ),
+)

@@ -15,7 +15,7 @@ Run = Callable[[], Any]
 PrepareInput = Callable[[Array], Run]
 Arithmetic = Literal["fp32", "bf16", "int8"]
 
-WEIGHT_BYTES: Mapping[Arithmetic, int] = {"fp32": 4, "bf16": 2, "int8": 1}
+ARITHMETIC_BITS: Mapping[Arithmetic, float] = {"fp32": 32, "bf16": 16, "int8": 8}
 
 
 @dataclass(frozen=True)
@@ -31,9 +31,12 @@ class Peer:
         ``prepare(x)`` for x (M, K) float32, which brings x into the dtype the peer wants and
         returns ``run``, the call that is timed, with output (M, N).
     arithmetic
-        What its products are computed in, and its weight stored in: decides its roof.
+        What its products are computed in: decides the roof of its speed.
+    weight_bits
+        Bits of a stored weight, scales and zero points included: decides the roof of its reading.
+        None: as many as its arithmetic has.
     requires
-        Modules that must be importable, by the name that ``pip install`` wants.
+        Modules that must be importable, and the name that ``pip install`` wants for each.
     arguments
         Further keyword arguments of ``build``.
     environment
@@ -45,12 +48,22 @@ class Peer:
     name: str
     build: Callable[..., PrepareInput]
     arithmetic: Arithmetic
-    requires: tuple[str, ...] = ()
+    weight_bits: float | None = None
+    requires: Mapping[str, str] = field(default_factory=dict)
     arguments: Mapping[str, Any] = field(default_factory=dict)
     environment: Mapping[str, str] = field(default_factory=dict)
     on_request: bool = False
 
     def missing(self) -> str | None:
         """Why it cannot run here, or None."""
-        absent = [name for name in self.requires if importlib.util.find_spec(name) is None]
+        absent = [
+            package
+            for module, package in self.requires.items()
+            if importlib.util.find_spec(module) is None
+        ]
         return f"not installed: pip install {' '.join(absent)}" if absent else None
+
+    def weight_bytes(self, N: int, K: int) -> int:
+        """Bytes that a weight (N, K) takes."""
+        bits = ARITHMETIC_BITS[self.arithmetic] if self.weight_bits is None else self.weight_bits
+        return round(N * K * bits / 8)

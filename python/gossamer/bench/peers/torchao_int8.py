@@ -32,7 +32,7 @@ PEERS = (
         "torchao-int8",
         build,
         "int8",
-        requires=("torchao",),
+        requires={"torchao": "torchao"},
         # Compiler processes of its own would run beside whoever is being timed.
         environment={"TORCHINDUCTOR_COMPILE_THREADS": "1"},
     ),

@@ -1,0 +1,171 @@
+// Bindings of format.h and of the format_*.h. Pointers arrive as integers from _ops.py, which has checked the tensors; the GIL is released
+// for as long as anything is packed or unpacked.
+#include <pybind11/pybind11.h>
+#include <pybind11/stl.h>
+
+#include <stdexcept>
+#include <string>
+#include <variant>
+#include <vector>
+
+#include "gossamer/linear.h"
+
+namespace py = pybind11;
+
+namespace gossamer {
+namespace {
+
+using Address = uintptr_t;
+
+template <class T>
+T* at(Address address) {
+    return reinterpret_cast<T*>(address);
+}
+
+// The value of an enum from first to last that has this name.
+template <class Enum>
+Enum from_name(const char* what, const std::string& wanted, Enum first, Enum last) {
+    for (int i = static_cast<int>(first); i <= static_cast<int>(last); ++i) {
+        if (wanted == name(static_cast<Enum>(i))) return static_cast<Enum>(i);
+    }
+    throw std::invalid_argument(std::string(what) + ": unknown name '" + wanted + "'");
+}
+
+FormatId format_from(const std::string& wanted) { return from_name("format", wanted, FormatId::int8, FormatId::bf16); }
+Activations activations_from(const std::string& wanted) {
+    return from_name("activations", wanted, Activations::int8, Activations::exact);
+}
+ScaleType scale_type_from(const std::string& wanted) { return from_name("scale_type", wanted, ScaleType::f32, ScaleType::e8m0); }
+
+void pack_four_bit(const std::string& format_name, Address codes, Address scales, Address zero_points, int64_t N, int64_t K,
+                   int64_t group_size, const std::string& scale_type_name, const std::string& activations, Address packed, int threads) {
+    const FormatId format = format_from(format_name);
+    const ScaleType scale_type = scale_type_from(scale_type_name);
+    const FourBitLayout layout = four_bit_layout(format, N, K, group_size, scale_type, zero_points != 0);
+    const FourBitTensors tensors{at<uint8_t>(codes), at<void>(scales), at<uint8_t>(zero_points)};
+    four_bit_pack(format, tensors, layout, scale_type, activations_from(activations), at<void>(packed), threads);
+}
+
+py::dict codebook_dict(const std::string& format) {
+    const Codebook& book = codebook(format_from(format));
+    py::dict dict;
+    dict["value"] = std::vector<float>(book.value, book.value + 16);
+    dict["s8"] = std::vector<int>(book.s8, book.s8 + 16);
+    dict["offset"] = book.offset;
+    dict["unit"] = book.unit;
+    return dict;
+}
+
+py::dict packed_info(Address packed, int64_t packed_bytes) {
+    weight_view(at<void>(packed), packed_bytes);  // checks more than the header
+    const PackedHeader header = read_header(at<void>(packed), packed_bytes);
+    py::dict info;
+    info["format"] = name(header.format);
+    info["N"] = header.N;
+    info["K"] = header.K;
+    info["group_size"] = header.G;
+    info["activations"] = name(header.activations);
+    info["scale_type"] = name(header.scale_type);
+    info["zero_points"] = header.has_zero_points != 0;
+    return info;
+}
+
+// Canonical tensors of any format; a format leaves alone what it does not have.
+struct Tensors {
+    void* values;
+    void* scales;
+    void* zero_points;
+};
+
+void unpack_form(const Int8Weight& weight, const Tensors& to, int threads) {
+    int8_unpack(weight, static_cast<int8_t*>(to.values), static_cast<float*>(to.scales), threads);
+}
+void unpack_form(const FourBitWeight& weight, const Tensors& to, int threads) {
+    four_bit_unpack(weight, static_cast<uint8_t*>(to.values), to.scales, static_cast<uint8_t*>(to.zero_points), threads);
+}
+void unpack_form(const Fp8Weight& weight, const Tensors& to, int threads) {
+    fp8_unpack(weight, static_cast<uint8_t*>(to.values), static_cast<float*>(to.scales), threads);
+}
+void unpack_form(const Bf16Weight& weight, const Tensors& to, int threads) {
+    bf16_unpack(weight, static_cast<uint16_t*>(to.values), threads);
+}
+
+void unpack(Address packed, int64_t packed_bytes, Address values, Address scales, Address zero_points, int threads) {
+    const Weight weight = weight_view(at<void>(packed), packed_bytes);
+    const Tensors tensors{at<void>(values), at<void>(scales), at<void>(zero_points)};
+    std::visit([&](const auto& form) { unpack_form(form, tensors, threads); }, weight.form);
+}
+
+void dequantize_rows(Address packed, int64_t packed_bytes, int64_t first_row, int64_t last_row, Address out, int threads) {
+    const Weight weight = weight_view(at<void>(packed), packed_bytes);
+    std::visit([&](const auto& form) { dequantize(form, first_row, last_row, at<float>(out), threads); }, weight.form);
+}
+
+void bind_int8(py::module_& module) {
+    module.def(
+        "int8_packed_bytes", [](int64_t N, int64_t K, int64_t group_size) { return int8_layout(N, K, group_size).size_bytes; },
+        py::arg("N"), py::arg("K"), py::arg("group_size"));
+    module.def(
+        "int8_pack",
+        [](Address values, Address scales, int64_t N, int64_t K, int64_t group_size, const std::string& activations, Address packed,
+           int threads) {
+            int8_pack(at<int8_t>(values), at<float>(scales), int8_layout(N, K, group_size), activations_from(activations),
+                      at<void>(packed), threads);
+        },
+        py::arg("values"), py::arg("scales"), py::arg("N"), py::arg("K"), py::arg("group_size"), py::arg("activations"), py::arg("packed"),
+        py::arg("threads"), py::call_guard<py::gil_scoped_release>());
+}
+
+void bind_four_bit(py::module_& module) {
+    module.def(
+        "four_bit_packed_bytes",
+        [](const std::string& format, int64_t N, int64_t K, int64_t group_size, const std::string& scale_type, bool zero_points) {
+            return four_bit_layout(format_from(format), N, K, group_size, scale_type_from(scale_type), zero_points).size_bytes;
+        },
+        py::arg("format"), py::arg("N"), py::arg("K"), py::arg("group_size"), py::arg("scale_type"), py::arg("zero_points"));
+    module.def("four_bit_pack", &pack_four_bit, py::arg("format"), py::arg("codes"), py::arg("scales"), py::arg("zero_points"),
+               py::arg("N"), py::arg("K"), py::arg("group_size"), py::arg("scale_type"), py::arg("activations"), py::arg("packed"),
+               py::arg("threads"), py::call_guard<py::gil_scoped_release>());
+    module.def("codebook", &codebook_dict, py::arg("format"));
+}
+
+void bind_fp8(py::module_& module) {
+    module.def(
+        "fp8_packed_bytes", [](int64_t N, int64_t K, int64_t group_size) { return fp8_layout(N, K, group_size).size_bytes; }, py::arg("N"),
+        py::arg("K"), py::arg("group_size"));
+    module.def(
+        "fp8_pack",
+        [](const std::string& format, Address codes, Address scales, int64_t N, int64_t K, int64_t group_size, Address packed,
+           int threads) {
+            fp8_pack(format_from(format), at<uint8_t>(codes), at<float>(scales), fp8_layout(N, K, group_size), at<void>(packed), threads);
+        },
+        py::arg("format"), py::arg("codes"), py::arg("scales"), py::arg("N"), py::arg("K"), py::arg("group_size"), py::arg("packed"),
+        py::arg("threads"), py::call_guard<py::gil_scoped_release>());
+}
+
+void bind_bf16(py::module_& module) {
+    module.def("bf16_packed_bytes", [](int64_t N, int64_t K) { return bf16_layout(N, K).size_bytes; }, py::arg("N"), py::arg("K"));
+    module.def(
+        "bf16_pack",
+        [](Address values, int64_t N, int64_t K, Address packed, int threads) {
+            bf16_pack(at<uint16_t>(values), bf16_layout(N, K), at<void>(packed), threads);
+        },
+        py::arg("values"), py::arg("N"), py::arg("K"), py::arg("packed"), py::arg("threads"), py::call_guard<py::gil_scoped_release>());
+}
+
+}  // namespace
+
+void bind_formats(py::module_& module) {
+    const auto release = py::call_guard<py::gil_scoped_release>();
+    module.def("packed_info", &packed_info, py::arg("packed"), py::arg("packed_bytes"));
+    module.def("unpack", &unpack, py::arg("packed"), py::arg("packed_bytes"), py::arg("values"), py::arg("scales"), py::arg("zero_points"),
+               py::arg("threads"), release);
+    module.def("dequantize", &dequantize_rows, py::arg("packed"), py::arg("packed_bytes"), py::arg("first_row"), py::arg("last_row"),
+               py::arg("out"), py::arg("threads"), release);
+    bind_int8(module);
+    bind_four_bit(module);
+    bind_fp8(module);
+    bind_bf16(module);
+}
+
+}  // namespace gossamer

@@ -1,0 +1,72 @@
+// Entry points: which lane a call takes, and where the rows of a linear layer come from.
+#include "gossamer/linear.h"
+
+#include <stdexcept>
+
+#include "dispatch/lists.h"
+#include "product.h"
+
+namespace gossamer {
+namespace {
+
+// The rows of x as they lie in memory.
+class MatrixRows final : public RowSource {
+public:
+    MatrixRows(const LinearCall& call, Lane lane) : call_(call), lane_(lane) {}
+
+    void fill(const Target& t) const override {
+        const char* x = static_cast<const char*>(call_.x) + t.first_row * call_.x_row_stride * size_bytes(call_.x_dtype);
+        const int64_t K = call_.weight.K;
+        if (lane_ == Lane::s8) {
+            return select_kernels(quantize_list(), call_.isa)
+                .run({x, call_.x_dtype, call_.x_row_stride, t.begin, t.end, K, t.panel_rows, static_cast<uint8_t*>(t.panels), t.scale});
+        }
+        const ConvertRows rows{x, call_.x_dtype, call_.x_row_stride, t.begin, t.end, K, t.panel_rows, t.panels};
+        if (lane_ == Lane::bf16) return copy_rows_bf16(rows);
+        select_kernels(convert_list(), call_.isa).to_f32(rows);
+    }
+
+private:
+    const LinearCall& call_;
+    Lane lane_;
+};
+
+}  // namespace
+
+Weight weight_view(const void* packed, int64_t packed_bytes) {
+    const PackedHeader header = read_header(packed, packed_bytes);
+    const auto make = [&](auto form) { return Weight{form, header.activations, header.N, header.K}; };
+    switch (header.format) {
+        case FormatId::int8: return make(int8_view(packed, packed_bytes));
+        case FormatId::int4:
+        case FormatId::nf4:
+        case FormatId::fp4:
+        case FormatId::mxfp4: return make(four_bit_view(packed, packed_bytes));
+        case FormatId::fp8_e4m3:
+        case FormatId::fp8_e5m2: return make(fp8_view(packed, packed_bytes));
+        case FormatId::bf16: return make(bf16_view(packed, packed_bytes));
+    }
+    throw std::invalid_argument("packed weight: got format " + std::to_string(static_cast<uint32_t>(header.format)) +
+                                ", which this version does not know");
+}
+
+Lane lane_of(const Weight& weight, DType x_dtype, Isa isa) {
+    if (weight.activations == Activations::int8) return Lane::s8;
+    return x_dtype == DType::bf16 && find_kernels(bf16_list(), isa) != nullptr ? Lane::bf16 : Lane::f32;
+}
+
+void product(const ProductCall& call) {
+    if (call.M == 0) return;
+    switch (call.lane) {
+        case Lane::s8: return product_s8(call);
+        case Lane::bf16: return product_bf16(call);
+        case Lane::f32: return product_f32(call);
+    }
+}
+
+void linear(const LinearCall& call) {
+    const Lane lane = lane_of(call.weight, call.x_dtype, call.isa);
+    product({MatrixRows(call, lane), call.M, call.weight, lane, call.epilogue, call.threads, call.isa});
+}
+
+}  // namespace gossamer

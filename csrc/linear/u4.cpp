@@ -1,0 +1,74 @@
+// Products of few rows with 4-bit weights, whose codes are multiplied straight from memory.
+#include "dispatch/lists.h"
+#include "finish.h"
+#include "product.h"
+#include "walk.h"
+
+namespace gossamer {
+namespace {
+
+int64_t scale_bytes(ScaleType type) { return type == ScaleType::f32 ? 4 : 2; }
+
+U4Block strip_block(const FourBitWeight& w, const Codebook& book, int64_t strip) {
+    const FourBitLayout& l = w.layout;
+    const int64_t panel = strip * (kStripColumns / kPanelColumns), groups = panel * l.packed_groups * kPanelColumns;
+    U4Block block{};
+    block.groups = l.packed_groups;
+    block.b_panel_stride = l.K64 / 2 * kPanelColumns;
+    block.b = w.panels + panel * block.b_panel_stride;
+    block.K = l.K64;
+    block.group_k = l.group_k;
+    block.t = w.format == FormatId::int4 ? nullptr : book.s8;
+    block.scales = static_cast<const char*>(w.scales) + groups * scale_bytes(w.scale_type);
+    block.scale_type = w.scale_type == ScaleType::e8m0 ? ScaleType::bf16 : w.scale_type;
+    block.zero_points = w.zero_points == nullptr ? nullptr : w.zero_points + groups;
+    return block;
+}
+
+}  // namespace
+
+const U4Kernels* u4_for(const ProductCall& call, const FourBitWeight& weight) {
+    const U4Kernels* u4 = find_kernels(u4_list(), call.isa);
+    if (u4 == nullptr || call.M > u4->max_rows || weight.layout.group_k > kMaxSumK) return nullptr;
+    const Codebook& book = codebook(weight.format);
+    const auto largest = *std::max_element(std::begin(book.s8), std::end(book.s8));
+    return largest <= u4->max_value ? u4 : nullptr;
+}
+
+void product_u4(const ProductCall& call, const FourBitWeight& weight, const U4Kernels& u4) {
+    const Codebook& book = codebook(weight.format);
+    const FourBitLayout& l = weight.layout;
+    const EpilogueKernels& epilogue = select_kernels(epilogue_list(), call.isa);
+    const Constant<kStripColumns> unit(book.unit);
+    const double bytes = static_cast<double>(l.size_bytes);
+    const int threads = useful_threads({bytes, bytes * 2 * static_cast<double>(call.M), 150e3}, call.threads);
+    const auto sums_of = [&](const Panels<S8Block>& a) { return reinterpret_cast<int32_t*>(a.scale + round_up(call.M, 16)); };
+    for_each_slab<S8Block>(
+        call.M, l.K, threads, call.M * l.packed_groups * 4,
+        [&](const Panels<S8Block>& a, int64_t slab, Range rows) {
+            call.rows.fill(a.target(slab, rows));
+            const int32_t offset = weight.zero_points == nullptr ? book.offset : 1;
+            u4.center({a.data, a.panel_rows, rows.begin, rows.end, a.K, l.group_k, l.packed_groups, offset, sums_of(a)});
+        },
+        [&](const Panels<S8Block>& a, int64_t slab, int64_t rows, Team team) {
+            for_each_cell(
+                WalkShape{rows, a.panel_rows, l.N, u4.max_rows, kMaxStripsTogether}, team, [](int64_t, int64_t) {},
+                [&](const Cell& cell, int64_t) {
+                    alignas(64) float sum[kMaxBlockRows * kStripColumns];
+                    U4Block block = strip_block(weight, book, cell.strip);
+                    block.a = reinterpret_cast<const int8_t*>(a.at(cell.first_row));
+                    block.panel_rows = a.panel_rows;
+                    block.a_panel_stride = a.panel_stride;
+                    block.a_sums = sums_of(a) + cell.first_row * l.packed_groups;
+                    block.n_panels = cell.n_panels();
+                    block.M = cell.rows;
+                    block.sum = sum;
+                    u4.run(block);
+                    const StripBias bias(call.epilogue, cell);
+                    const Scales scales{a.scale + cell.first_row, unit.values};
+                    epilogue.finish_f32(finish_tile(call.epilogue, slab, cell, scales, bias), sum);
+                });
+        });
+}
+
+}  // namespace gossamer

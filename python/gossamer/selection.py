@@ -1,0 +1,265 @@
+"""Which layers of a model are replaced, and why the others are not."""
+
+from __future__ import annotations
+
+import fnmatch
+import re
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import TypeAlias
+
+from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
+
+from . import _check
+from .nn.linear import is_conv1d
+
+Pattern: TypeAlias = str | type[nn.Module]
+Patterns: TypeAlias = Pattern | Sequence[Pattern] | None
+Kinds: TypeAlias = tuple[type[nn.Module], ...]
+
+# Listed where it is left alone, even if nothing replaces it: most of a transformer's attention.
+_LISTED: Kinds = (nn.MultiheadAttention,)
+
+
+@dataclass(frozen=True)
+class LeftAlone:
+    """A layer that compress() did not touch, and why.
+
+    Attributes
+    ----------
+    name, kind : str
+        Its name in the model, and its class.
+    shape : tuple of int
+        Of its weight; of the first, where it has several.
+    bytes : int
+        Of its weights.
+    reason : str
+        Why.
+    """
+
+    name: str
+    kind: str
+    shape: tuple[int, ...]
+    bytes: int
+    reason: str
+
+
+@dataclass
+class Layer:
+    """A layer in the model: where it is, and why it is left alone ("" if it is not)."""
+
+    module: nn.Module
+    names: list[str] = field(default_factory=list)
+    places: list[tuple[nn.Module, str]] = field(default_factory=list)
+    named_by_targets: bool = False
+    reason: str = ""
+
+
+def choose(model: nn.Module, kinds: Kinds, targets: Patterns, ignore: Patterns) -> list[Layer]:
+    """Every layer of some kinds, with the reason for those that are left alone.
+
+    Layers inside one that will be replaced are not in the list.
+    """
+    layers = _find_layers(model, kinds + _LISTED)
+    for layer in layers:
+        if any(map(is_lazy, layer.module.parameters())):
+            raise ValueError(
+                f"compress: model: layer {layer.names[0]!r} is lazy; run the model once before"
+            )
+    _apply_patterns(model, layers, _as_patterns("targets", targets), _as_patterns("ignore", ignore))
+    owners = _parameter_owners(model)
+    for layer in layers:
+        layer.reason = layer.reason or _why_not(layer, kinds, owners)
+    inner = {
+        id(module)
+        for layer in layers
+        if not layer.reason
+        for module in layer.module.modules()
+        if module is not layer.module
+    }
+    return [layer for layer in layers if id(layer.module) not in inner]
+
+
+def base_kind(module: nn.Module, kinds: Kinds) -> type[nn.Module] | None:
+    """Which of the kinds a module is, the most derived of several."""
+    return next((base for base in type(module).__mro__ if base in kinds), None)
+
+
+def weights(module: nn.Module) -> Iterator[nn.Parameter]:
+    """The parameters of a layer that are no biases, those of layers inside it included."""
+    for name, parameter in module.named_parameters():
+        if "bias" not in name.rpartition(".")[2]:
+            yield parameter
+
+
+def left_alone(layer: Layer) -> LeftAlone:
+    """What the report says of a layer; weights of layers inside it are listed with those."""
+    own = [
+        parameter
+        for name, parameter in layer.module.named_parameters(recurse=False)
+        if "bias" not in name
+    ] or list(weights(layer.module))
+    shape = tuple(own[0].shape) if own else ()
+    return LeftAlone(
+        layer.names[0],
+        type(layer.module).__name__,
+        shape[::-1] if is_conv1d(layer.module) else shape,
+        sum(weight.nbytes for weight in own),
+        layer.reason,
+    )
+
+
+# --- finding ---
+
+
+def _find_layers(model: nn.Module, kinds: Kinds) -> list[Layer]:
+    """Every layer once, in order, with all its names and parents."""
+    found: dict[int, Layer] = {}
+    seen_places: set[tuple[int, str]] = set()
+    for name, parent in model.named_modules(remove_duplicate=False):
+        for child, module in parent._modules.items():
+            if module is None or not (isinstance(module, kinds) or is_conv1d(module)):
+                continue
+            layer = found.setdefault(id(module), Layer(module))
+            layer.names.append(f"{name}.{child}" if name else child)
+            if (id(parent), child) not in seen_places:
+                seen_places.add((id(parent), child))
+                layer.places.append((parent, child))
+    return list(found.values())
+
+
+# --- targets and ignore ---
+
+
+def _as_patterns(argument: str, patterns: Patterns) -> tuple[Pattern, ...] | None:
+    if patterns is None:
+        return None
+    many = (patterns,) if isinstance(patterns, str | type) else tuple(patterns)
+    for pattern in many:
+        is_class = isinstance(pattern, type) and issubclass(pattern, nn.Module)
+        if not is_class and not isinstance(pattern, str):
+            raise TypeError(
+                f"compress: {argument}: got {_check.describe(pattern)}, wanted a name, a pattern "
+                "or a module class"
+            )
+    return many
+
+
+def _matches(pattern: Pattern, name: str, module: nn.Module) -> bool:
+    if isinstance(pattern, type):
+        return isinstance(module, pattern)
+    if pattern.startswith("re:"):
+        return re.fullmatch(pattern[3:], name) is not None
+    return fnmatch.fnmatchcase(name, pattern)
+
+
+def _covered(model: nn.Module, argument: str, pattern: Pattern) -> tuple[str, ...]:
+    """Names of the modules that a pattern matches."""
+    try:
+        names = tuple(
+            name
+            for name, module in model.named_modules(remove_duplicate=False)
+            if _matches(pattern, name, module)
+        )
+    except re.error as error:
+        raise ValueError(f"compress: {argument}: {pattern!r}: {error}") from error
+    if not names:
+        raise ValueError(f"compress: {argument}: {pattern!r} matches no module")
+    return names
+
+
+def _inside(name: str, modules: Sequence[str]) -> bool:
+    return any(not outer or name == outer or name.startswith(outer + ".") for outer in modules)
+
+
+def _apply_patterns(
+    model: nn.Module,
+    layers: list[Layer],
+    targets: tuple[Pattern, ...] | None,
+    ignore: tuple[Pattern, ...] | None,
+) -> None:
+    """Gives the layers that are not wanted a reason; every pattern must match something."""
+    wanted: set[int] = set()
+    for pattern in targets or ():
+        outer = _covered(model, "targets", pattern)
+        chosen = [layer for layer in layers if any(_inside(n, outer) for n in layer.names)]
+        if not chosen:
+            raise ValueError(f"compress: targets: {pattern!r} matches no layer that is replaced")
+        wanted.update(map(id, chosen))
+        for layer in chosen:
+            layer.named_by_targets |= type(layer.module) is pattern or pattern in layer.names
+    for layer in layers:
+        if targets is not None and id(layer) not in wanted:
+            layer.reason = "not among the targets"
+    for pattern in ignore or ():
+        outer = _covered(model, "ignore", pattern)
+        for layer in layers:
+            if any(_inside(name, outer) for name in layer.names):
+                layer.reason = "ignored"
+
+
+# --- reasons ---
+
+
+def _why_not(layer: Layer, kinds: Kinds, owners: dict[int, list[tuple[int, str]]]) -> str:
+    """Why a layer cannot be replaced; "" if it can. A new rule is a line here."""
+    return (
+        _why_kind(layer, kinds)
+        or _why_computed(layer.module)
+        or _why_tied(layer.module, owners)
+        or _why_dtype(layer.module)
+        or ""
+    )
+
+
+def _why_kind(layer: Layer, kinds: Kinds) -> str | None:
+    kind, base = type(layer.module), base_kind(layer.module, kinds)
+    if kind is nn.modules.linear.NonDynamicallyQuantizableLinear:
+        return "nn.MultiheadAttention reads its weight directly"
+    if is_conv1d(layer.module):
+        return None
+    if base is None:
+        return f"there is no packed nn.{base_kind(layer.module, _LISTED).__name__}"  # type: ignore[union-attr]
+    if kind is not base and not layer.named_by_targets:
+        return f"{kind.__name__} is a subclass of nn.{base.__name__}; name its class in targets"
+    return None
+
+
+def _why_computed(module: nn.Module) -> str | None:
+    # A pruned or normalized weight is a plain attribute, parametrizations are a dict of modules.
+    plain = any(isinstance(value, Tensor) for value in vars(module).values())
+    if plain or hasattr(module, "parametrizations") or next(weights(module), None) is None:
+        return "its weight is computed, not a parameter (parametrized or pruned)"
+    for weight in weights(module):
+        if type(weight) is not nn.Parameter:
+            return f"its weight is a {type(weight).__name__}"
+    if "forward" in vars(module):
+        return "its forward was replaced on the instance"
+    return None
+
+
+def _why_tied(module: nn.Module, owners: dict[int, list[tuple[int, str]]]) -> str | None:
+    own = {id(part) for part in module.modules()}
+    for weight in weights(module):
+        for owner, name in owners[id(weight)]:
+            if owner not in own:
+                return f"its weight is tied to {name}"
+    return None
+
+
+def _why_dtype(module: nn.Module) -> str | None:
+    for weight in weights(module):
+        if weight.dtype not in _check.DTYPES:
+            return f"its weight is {weight.dtype}".replace("torch.", "")
+    return None
+
+
+def _parameter_owners(model: nn.Module) -> dict[int, list[tuple[int, str]]]:
+    """For each parameter, by identity, the modules that hold it: (identity, parameter name)."""
+    owners: dict[int, list[tuple[int, str]]] = {}
+    for name, module in model.named_modules():
+        for key, parameter in module._parameters.items():
+            full = f"{name}.{key}" if name else key
+            owners.setdefault(id(parameter), []).append((id(module), full))
+    return owners
