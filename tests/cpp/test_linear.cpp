@@ -68,7 +68,8 @@ struct Layer {
                                 out.data(),
                                 options.out_dtype,
                                 out_stride};
-        linear({x.bytes(), options.x_dtype, M, x_stride, weight.view(), epilogue, threads, isa});
+        const Weight packed = weight_view(weight.packed.data(), weight.packed.size());
+        linear({x.bytes(), options.x_dtype, M, x_stride, packed, epilogue, threads, isa});
     }
     Values output() const { return Values(options.out_dtype, (M - 1) * out_stride + weight.N); }
     std::string text() const {
@@ -253,7 +254,8 @@ void test_special_rows() {
 
 void test_nothing_to_do() {
     const RandomWeight w(5, 7, 0, 21);
-    linear({nullptr, DType::f32, 0, 7, w.view(), {}, 2, Isa::scalar});
+    const Weight packed = weight_view(w.packed.data(), w.packed.size());
+    linear({nullptr, DType::f32, 0, 7, packed, {}, 2, Isa::scalar});
     accumulate({nullptr, 0, 7, w.view(), nullptr, 2, Isa::scalar});
     check(true, "M = 0");
 }

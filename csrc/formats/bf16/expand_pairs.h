@@ -9,7 +9,7 @@
 namespace gossamer {
 namespace {
 
-void expand_pairs(const uint16_t* panel, int64_t pairs, float* out) {
+void expand_pairs(const uint16_t* panel, int64_t pairs, float* __restrict out) {
     for (int64_t pair = 0; pair < pairs; ++pair, panel += 2 * kPanelColumns, out += 2 * kPanelColumns) {
         for (int64_t column = 0; column < kPanelColumns; ++column) {
             uint32_t both;

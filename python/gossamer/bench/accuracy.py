@@ -15,10 +15,15 @@ from torch import nn
 from gossamer.bench import environment, models, theory
 from gossamer.bench.results import Results, Row
 from gossamer.bench.subjects import SUBJECTS
+from gossamer.formats import FP8, Format, Int4
 from gossamer.schemes import SCHEMES, Quantize
 
 Progress = Callable[[int, int, str], None]
 
+USUAL = (
+    *("bf16", "fp8", "fp8-e5m2", "int8", "int8-weight-only", "int4", "int4-weight-only"),
+    *("int4-g32", "int4-asym", "nf4", "fp4", "mxfp4"),
+)
 DENSE = "dense fp32"
 GAUSSIAN = "Gaussian"
 HEAVY = "heavy-tailed"
@@ -61,7 +66,7 @@ def run_accuracy(
     Parameters
     ----------
     schemes
-        Names from ``gossamer.schemes.SCHEMES``; empty for all.
+        Names from ``gossamer.schemes.SCHEMES``; empty for ``USUAL``.
     threads
         Noted in the environment; torch's own number is used.
     subjects
@@ -85,7 +90,7 @@ def run_accuracy(
     ValueError
         For an unknown scheme or model.
     """
-    chosen = list(schemes or SCHEMES)
+    chosen = list(schemes or USUAL)
     for what, given, known in (("schemes", chosen, SCHEMES), ("subjects", subjects, SUBJECTS)):
         if unknown := [name for name in given if name not in known]:
             known_names = ", ".join(known)
@@ -114,18 +119,26 @@ def measure_error(sample: Sample, scheme: str) -> Row:
         dense.weight.copy_(sample.W)
         x, W = sample.x.double(), sample.W.double()
         moved, exact = stored.dequantize().double() - W, x @ W.T
-        returned = gs.nn.Linear.from_dense(dense, scheme)(sample.x).double()
-    expected = None
-    if sample.weights == GAUSSIAN:
-        asymmetric = getattr(stored, "zero_points", None) is not None
-        expected = theory.expected_error(stored.name, stored.group_size or K, asymmetric)
+        layer = gs.nn.Linear.from_dense(dense, scheme)
+        returned: torch.Tensor = layer(sample.x).double()
     return {
         "bits_per_weight": stored.bits_per_weight,
         "weight_error": float(moved.norm() / W.norm()),
         "output_error": float((x @ moved.T).norm() / exact.norm()),
         "layer_error": float((returned - exact).norm() / exact.norm()),
-        "theory": expected,
+        "theory": _expected(stored, K) if sample.weights == GAUSSIAN else None,
     }
+
+
+def _expected(stored: Format, K: int) -> float | None:
+    """What theory says of a format with its settings."""
+    name, group_size = stored.name, stored.group_size or K
+    if isinstance(stored, Int4) and stored.zero_points is not None:
+        name = "int4-asym"
+    if isinstance(stored, FP8):
+        name = "fp8-e5m2" if stored.values.dtype is torch.float8_e5m2 else name
+        group_size = group_size**2 if stored.group_size else K  # blocks are square
+    return theory.expected_error(name, group_size)
 
 
 def draw(weights: str) -> Sample:
@@ -150,20 +163,24 @@ def capture(subject: str) -> Sample:
     with torch.inference_mode():
         model(torch.from_numpy(SUBJECTS[subject].cases()[case].ids))
     handle.remove()
-    x = seen[0].flatten(0, -2)[:ROWS].clone()
-    return Sample(subject, layer.weight.detach().clone(), x)
+    weight = layer.get_parameter("weight").detach().clone()
+    return Sample(subject, weight, seen[0].flatten(0, -2)[:ROWS].clone())
 
 
 class _Counter:
     """Steps done so far, told on."""
 
     def __init__(self, total: int, on_progress: Progress | None) -> None:
-        self._done, self._total = 0, total
+        self.done, self._total = 0, total
         self._report = on_progress or (lambda done, total, text: None)
 
     def step(self, text: str, count: int = 1) -> None:
-        self._report(self._done, self._total, text)
-        self._done += count
+        self._report(self.done, self._total, text)
+        self.done += count
+
+    def counting(self, text: str) -> Callable[[int, int], None]:
+        """One step at each call."""
+        return lambda done, all_: self.step(text)
 
 
 def _samples(subjects: Sequence[str]) -> Iterator[Sample]:
@@ -211,11 +228,9 @@ def _qualities(
         counter.step(text, 0)
         if scheme != DENSE:
             gs.compress(model, scheme)
-        judged = SUBJECTS[subject].judge(
-            model, tokenizer, windows, lambda done, all_, text=text: counter.step(text)
-        )
-        if steps == 1:
-            counter.step(text)
+        before = counter.done
+        judged = SUBJECTS[subject].judge(model, tokenizer, windows, counter.counting(text))
+        counter.step(text, before + steps - counter.done)
         size = models.model_bytes(model)
         rows.append(row | {"failure": None, "bytes": size, "quality": judged})
     return rows
@@ -230,10 +245,43 @@ def _find(rows: Sequence[Row], scheme: str, weights: str) -> Row:
     return next(found, {})
 
 
-def table(rows: Sequence[Row]) -> tuple[list[str], list[list[str]]]:
-    """Header and cells of one table: a line for each scheme.
+def error_table(rows: Sequence[Row]) -> tuple[list[str], list[list[str]]]:
+    """Header and cells: a line for each scheme.
 
     A cell holds two errors: with the stored weight in exact arithmetic, and as the layer computes.
+    """
+    weights = list(dict.fromkeys(row["weights"] for row in rows if row["kind"] == "accuracy"))
+    lines = []
+    for scheme in _schemes(rows, "accuracy"):
+        errors = [_find(rows, scheme, name) for name in weights]
+        first = next((row for row in errors if "theory" in row), {})
+        bits, expected = first.get("bits_per_weight"), first.get("theory")
+        lines.append(
+            [
+                scheme,
+                "-" if bits is None else f"{bits:.2f}",
+                "-" if expected is None else _percent(expected),
+                *map(_error_cell, errors),
+            ]
+        )
+    return ["", "bits", "theory, Gaussian", *weights], lines
+
+
+def quality_table(rows: Sequence[Row]) -> tuple[list[str], list[list[str]]]:
+    """Header and cells: the dense model, then a line for each scheme."""
+    judged = [row for row in rows if row["kind"] == "quality"]
+    metrics = list(dict.fromkeys(name for row in judged for name in row.get("quality", {})))
+    lines = []
+    for scheme in _schemes(rows, "quality"):
+        found: dict[str, float] = {}
+        for row in judged:
+            found |= row.get("quality", {}) if row["scheme"] == scheme else {}
+        lines.append([scheme, *(f"{found[m]:.3f}" if m in found else "-" for m in metrics)])
+    return ["", *metrics], lines
+
+
+def table(rows: Sequence[Row]) -> tuple[list[str], list[list[str]]]:
+    """Both tables side by side.
 
     Raises
     ------
@@ -242,28 +290,20 @@ def table(rows: Sequence[Row]) -> tuple[list[str], list[list[str]]]:
     """
     if not rows:
         raise ValueError("table: rows: there are none")
-    weights = list(dict.fromkeys(row["weights"] for row in rows if row["kind"] == "accuracy"))
-    judged = [row for row in rows if row["kind"] == "quality"]
-    metrics = list(dict.fromkeys(m for row in judged for m in row.get("quality", {})))
-    header = ["", "bits", "theory", *weights, *metrics]
-    lines = []
-    for scheme in dict.fromkeys(row["scheme"] for row in (*judged, *rows)):
-        errors = [_find(rows, scheme, name) for name in weights]
-        quality: dict[str, float] = {}
-        for row in judged:
-            if row["scheme"] == scheme:
-                quality |= row.get("quality", {})
-        bits, expected = (errors[0].get(key) for key in ("bits_per_weight", "theory"))
-        lines.append(
-            [
-                scheme,
-                "-" if bits is None else f"{bits:.2f}",
-                "-" if expected is None else _percent(expected),
-                *map(_error_cell, errors),
-                *(f"{quality[metric]:.3f}" if metric in quality else "-" for metric in metrics),
-            ]
-        )
-    return header, lines
+    (left, errors), (right, qualities) = error_table(rows), quality_table(rows)
+    names = dict.fromkeys([*_schemes(rows, "quality"), *_schemes(rows, "accuracy")])
+    on_the_left = {line[0]: line for line in errors}
+    on_the_right = {line[0]: line[1:] for line in qualities}
+    lines = [
+        on_the_left.get(name, [name, *"-" * (len(left) - 1)])
+        + on_the_right.get(name, [*"-" * (len(right) - 1)])
+        for name in names
+    ]
+    return [*left, *right[1:]], lines
+
+
+def _schemes(rows: Sequence[Row], kind: str) -> list[str]:
+    return list(dict.fromkeys(row["scheme"] for row in rows if row["kind"] == kind))
 
 
 def _error_cell(row: Row) -> str:

@@ -20,6 +20,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from functools import partial
 
 import torch
 
@@ -30,22 +31,22 @@ Rounding = Callable[[torch.Tensor, float], list[torch.Tensor]]
 MAXIMA = 64  # quantiles of the largest magnitude
 POINTS = 20001  # weights between minus and plus the largest
 INT4_SHARES = (1.0, 0.9, 0.8, 0.7, 0.6)  # of the scale that fits the largest weight
-NORMAL_FLOAT = (-1.0, -0.6962, -0.5251, -0.3949, -0.2844, -0.1848, -0.0911, 0.0)
-NORMAL_FLOAT += (0.0796, 0.1609, 0.2461, 0.3379, 0.4407, 0.5626, 0.7230, 1.0)
+NORMAL_FLOAT = (
+    *(-1.0, -0.6962, -0.5251, -0.3949, -0.2844, -0.1848, -0.0911, 0.0),
+    *(0.0796, 0.1609, 0.2461, 0.3379, 0.4407, 0.5626, 0.7230, 1.0),
+)
 E2M1 = (0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0)
 
 
-def expected_error(name: str, group_size: int, asymmetric: bool = False) -> float | None:
+def expected_error(name: str, group_size: int) -> float | None:
     """Relative error of a format on Gaussian weights of standard deviation 1.
 
     Parameters
     ----------
     name
-        Of a format, such as "int8".
+        A key of ``ROUNDINGS``, such as "int8", or "int4-asym".
     group_size
         Weights that share a scale: K where a row does.
-    asymmetric
-        Whether groups have a zero point of their own.
 
     Returns
     -------
@@ -57,7 +58,7 @@ def expected_error(name: str, group_size: int, asymmetric: bool = False) -> floa
     >>> round(expected_error("int8", 4096), 4)
     0.0087
     """
-    if asymmetric:
+    if name == "int4-asym":
         return _range_error(group_size, steps=15)
     rounding = ROUNDINGS.get(name)
     if rounding is None:
@@ -86,10 +87,10 @@ def _quantiles() -> torch.Tensor:
 
 
 def _range_error(group_size: int, steps: int) -> float:
-    """``step / sqrt(12)`` with the expected square of the range: both ends are maxima of their own.
+    """``step / sqrt(12)`` with the expected square of the range, which holds 0.
 
-    The maximum of G Gaussians has the distribution function Phi^G, the minimum that of its negative,
-    and they are taken as independent. The range holds 0, as the format's does.
+    The largest of G Gaussians has the distribution function Phi^G, the smallest is the negative of
+    such a one, and they are taken as independent.
     """
     maxima = math.sqrt(2) * torch.erfinv(2 * _quantiles() ** (1 / group_size) - 1)
     ends = maxima.clamp(min=0)
@@ -123,9 +124,9 @@ def _mxfp4(w: torch.Tensor, amax: float) -> list[torch.Tensor]:
     return [_nearest((w / step).abs(), torch.tensor(E2M1, dtype=w.dtype)) * step * w.sign()]
 
 
-def _fp8(w: torch.Tensor, amax: float) -> list[torch.Tensor]:
-    step = amax / torch.finfo(torch.float8_e4m3fn).max
-    return [(w / step).to(torch.float8_e4m3fn).to(w.dtype) * step]
+def _fp8(w: torch.Tensor, amax: float, dtype: torch.dtype) -> list[torch.Tensor]:
+    step = amax / torch.finfo(dtype).max
+    return [(w / step).to(dtype).to(w.dtype) * step]
 
 
 def _bf16(w: torch.Tensor, amax: float) -> list[torch.Tensor]:
@@ -142,6 +143,7 @@ ROUNDINGS: dict[str, Rounding] = {
     "nf4": _nf4,
     "fp4": _fp4,
     "mxfp4": _mxfp4,
-    "fp8": _fp8,
+    "fp8": partial(_fp8, dtype=torch.float8_e4m3fn),
+    "fp8-e5m2": partial(_fp8, dtype=torch.float8_e5m2),
     "bf16": _bf16,
 }

@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch._C._functorch import maybe_current_level
 
 from .. import _ops
 from ..formats import Format
@@ -150,9 +151,11 @@ class _Shared:
         """The outputs of all members for x."""
         packed: Tensor = member._buffers["packed"]  # type: ignore[assignment]
         whole = _ops.linear(x, packed, self.bias(), "none", member._handle)
-        # "unsafe" promises not to write to `whole`; then the parts may be written to, as outputs
-        # of separate layers may.
         sizes = [each.out_features for each in self.members]
+        if maybe_current_level() is not None:
+            return whole.split_with_sizes(sizes, -1)  # vmap has no rule for the other
+        # "Unsafe" leaves it to us not to write to `whole`. The parts may then be written to, as
+        # the outputs of separate layers may.
         return whole.unsafe_split_with_sizes(sizes, -1)
 
     def bias(self) -> Tensor | None:

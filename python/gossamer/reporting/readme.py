@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import argparse
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from gossamer.bench import results
@@ -89,6 +89,10 @@ def render(measured: Results, part: str | None = None) -> str:
         tables = _model_tables(measured.rows)
     elif kinds == {"linear"}:
         tables = _linear_tables(measured.rows, part)
+    elif kinds == {"conv"}:
+        tables = _conv_tables(measured.rows)
+    elif kinds <= {"accuracy", "quality"} and kinds:
+        tables = [_accuracy_table(measured.rows)]
     else:
         raise ValueError(f"render: measured: rows of kind {sorted(kinds)} cannot be shown")
     if not tables:
@@ -106,15 +110,20 @@ def _linear_tables(rows: Sequence[Row], part: str | None) -> list[str]:
 
 
 def _linear_table(name: str, N: int, K: int, rows: Sequence[Row]) -> str:
-    columns = list(dict.fromkeys(row["M"] for row in rows))
+    title = f"**{name + ', ' if name else ''}N={N} K={K}**: ms (speed-up, share of the roof)\n\n"
+    return title + _layer_table(rows, "M", "M={}", _linear_cell)
+
+
+def _layer_table(rows: Sequence[Row], across: str, heading: str, cell: Callable[[Row], str]) -> str:
+    """Contenders down, the values of the key ``across`` across, the largest error at the end."""
+    columns = list(dict.fromkeys(row[across] for row in rows))
     lines = []
     for contender in dict.fromkeys(row["contender"] for row in rows):
-        mine = {row["M"]: row for row in rows if row["contender"] == contender}
+        mine = {row[across]: row for row in rows if row["contender"] == contender}
         errors = [row["error"] for row in mine.values() if row["failure"] is None]
         error = f"{max(errors):.1e}" if errors else "-"
-        lines.append([contender, *(_linear_cell(mine[M]) for M in columns), error])
-    title = f"**{name + ', ' if name else ''}N={N} K={K}**: ms (speed-up, share of the roof)\n\n"
-    return title + _table(["", *(f"M={M}" for M in columns), "error"], lines)
+        lines.append([contender, *(cell(mine[value]) for value in columns), error])
+    return _table(["", *(heading.format(value) for value in columns), "error"], lines)
 
 
 def _linear_cell(row: Row) -> str:
@@ -122,6 +131,30 @@ def _linear_cell(row: Row) -> str:
         return str(row["failure"]).split(":")[0]
     noisy = ", noisy" if row["noisy"] else ""
     return f"{row['ms']:.3g} (x{row['speedup']:.1f}, {row['roof_share']:.0%}{noisy})"
+
+
+def _conv_tables(rows: Sequence[Row]) -> list[str]:
+    """For each layer: contenders down, numbers of images across."""
+    layers: dict[str, list[Row]] = {}
+    for row in rows:
+        layers.setdefault(row["layer"], []).append(row)
+    return [
+        f"**{name}**: ms (speed-up)\n\n" + _layer_table(mine, "batch", "batch {}", _conv_cell)
+        for name, mine in layers.items()
+    ]
+
+
+def _conv_cell(row: Row) -> str:
+    if row["failure"] is not None:
+        return str(row["failure"]).split(":")[0]
+    return f"{row['ms']:.3g} (x{row['speedup']:.1f}{', noisy' if row['noisy'] else ''})"
+
+
+def _accuracy_table(rows: Sequence[Row]) -> str:
+    from gossamer.bench import accuracy
+
+    title = "**Relative errors, of the stored weight / of the layer as it computes; quality**\n\n"
+    return title + _table(*accuracy.table(rows))
 
 
 def _model_tables(rows: Sequence[Row]) -> list[str]:

@@ -70,8 +70,7 @@ def names(schemes: Sequence[str]) -> list[str]:
 
 def _arithmetic(scheme: str) -> Arithmetic:
     """What carries the products of a scheme: integers, unless activations stay exact."""
-    exact = scheme.startswith(("bf16", "fp8")) or scheme.endswith("-weight-only")
-    return "bf16" if exact else "int8"
+    return "int8" if Quantize(scheme).resolved().activations == "int8" else "bf16"
 
 
 PEERS = tuple(peer for scheme in SCHEMES for peer in of_scheme(scheme))

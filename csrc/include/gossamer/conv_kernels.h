@@ -1,0 +1,66 @@
+// The kernels of a convolution, plain. What they are for: conv.h.
+#pragma once
+#include <cstdint>
+
+#include "gossamer/dtype.h"
+#include "gossamer/isa.h"
+
+namespace gossamer {
+
+// NHWC in and out. pad_bottom and pad_right follow from the size of the output; negative padding crops.
+struct ConvShape {
+    int64_t batch, height, width, channels;
+    int64_t out_height, out_width;
+    int64_t kernel_h, kernel_w;
+    int64_t stride_h, stride_w;
+    int64_t pad_top, pad_left;
+    int64_t dilation_h, dilation_w;
+
+    int64_t taps() const { return kernel_h * kernel_w; }
+    int64_t sample_size() const { return height * width * channels; }
+    int64_t out_pixels() const { return out_height * out_width; }  // of a sample
+};
+
+// n values to bytes q + 128, q = round_half_even(x * before * inverse) clamped to [-127, 127]; any for NaN.
+struct QuantizePixels {
+    const void* x;
+    DType x_dtype;
+    int64_t n;
+    float before, inverse;
+    uint8_t* out;
+};
+
+// Patches of the image into A panels (lane.h), one row for each pixel of the output. All in bytes, so that one gather serves every lane.
+struct GatherPatches {
+    const ConvShape& shape;
+    const uint8_t* image;  // at the first channel of the group
+    int64_t pixel_bytes;   // all channels
+    int64_t tap_bytes;     // the channels of the group
+    uint8_t zero;          // the byte that stands for zero
+    int64_t first_pixel;   // of the output, counted over all samples: row 0 of the panels
+    int64_t first_row, last_row, panel_rows;
+    uint8_t* panels;  // [row / R][K bytes / 64][R][64], the last line filled up with `zero`
+};
+
+// sum[p][c] = sum_{r,s} x[p][r,s][c] * taps[r,s][c] for neighbouring pixels p in one row of the output and up to 32 channels.
+// Added in fp32 in the order of (r, s), taps outside the image left out. |error| <= taps * 2^-24 * sum |x||taps|.
+struct DepthwiseRun {
+    const ConvShape& shape;
+    const void* image;  // the sample, at the first channel
+    DType x_dtype;
+    const float* taps;  // at the first channel
+    int64_t taps_stride;
+    int64_t channels;  // <= 32
+    int64_t out_y, first_x, last_x;
+    float* sum;  // [last_x - first_x][32]
+};
+
+struct ConvKernels {
+    Isa isa;
+    uint32_t (*largest)(const void* x, DType dtype, int64_t n);  // max |x| as the bits of an fp32; a NaN is above all
+    uint32_t (*quantize)(const QuantizePixels& pixels);          // returns what `largest` does
+    void (*gather)(const GatherPatches& patches);
+    void (*depthwise)(const DepthwiseRun& run);
+};
+
+}  // namespace gossamer
