@@ -77,3 +77,8 @@ def watcher(folder: Path) -> Any:
 
 def text() -> Any:
     return lambda case: lambda: "text"
+
+
+def rounded() -> Any:
+    values = torch.quantize_per_tensor(torch.tensor([0.5, 1.1]), 0.5, 0, torch.quint8)
+    return lambda case: lambda: values

@@ -18,11 +18,12 @@ TECHNIQUES = ("quantization", "pruning", "factorization", "distillation")
 ALLOWED = {
     "_check": set(),
     "_ops": {"_C", "_check"},
+    "_ops_embedding": {"_C", "_check", "_ops"},
     "cpu": {"_C", "_check"},
     "formats": {"_check", "_ops"},
     "kernels": {"_C", "_check", "_ops", "formats"},
     "schemes": {"_check", "formats"},
-    "nn": {"_check", "_ops", "formats", "schemes"},
+    "nn": {"_check", "_ops", "_ops_embedding", "formats", "schemes"},
     "_progress": set(),
     "fusion": {"_progress", "nn"},
     "selection": {"_check", "nn"},

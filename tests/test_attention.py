@@ -22,7 +22,21 @@ from gossamer import _ops
 from gossamer.nn.attention import MultiheadAttention
 
 E, HEADS = 24, 4
+# Every format, kind of activations, and what changes its canonical tensors.
+SCHEMES = (
+    *("int8-g32", "int8-weight-only", "int4", "int4-g32-asym", "int4-weight-only", "nf4", "fp4"),
+    *("mxfp4", "fp8", "fp8-block", "bf16"),
+)
 close = torch.testing.assert_close
+
+
+@pytest.fixture(autouse=True)
+def _one_thread() -> Iterator[None]:
+    """Products this small do not wait for threads, which takes long on a busy machine."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
 
 
 def exact_linear(
@@ -84,7 +98,7 @@ def draw_mask(draw: Any, shape: tuple[int, ...], kind: str) -> Tensor:
 
 
 class TestSameAsTorch:
-    @hypothesis.settings(max_examples=200)
+    @hypothesis.settings(max_examples=150)
     @hypothesis.given(data=st.data())
     def test_layer(self, data: st.DataObject) -> None:
         draw, flag = data.draw, st.booleans()
@@ -226,6 +240,22 @@ class TestPackedProducts:
             with torch.autocast("cpu", torch.bfloat16):
                 y = layer(x, x, x, mask, need_weights)[0]
             assert float((y.float() - want).norm() / want.norm()) < 0.05
+
+    @pytest.mark.parametrize("scheme", SCHEMES)
+    def test_every_format(self, scheme: str) -> None:
+        dense, other = (nn.MultiheadAttention(160, 4, batch_first=True) for _ in range(2))
+        layer = MultiheadAttention.from_dense(dense, scheme)
+        same, other = twin(dense, layer), MultiheadAttention.from_dense(other, scheme)
+        other.load_state_dict(layer.state_dict())
+        x, z = torch.randn(2, 5, 160), torch.randn(2, 4, 160)
+        for inputs in ((x, x, x), (x, z, z), (x, x, x + 1)):
+            with torch.no_grad():
+                y, want = layer(*inputs)[0], same(*inputs)[0]
+                assert float((y - want).norm() / want.norm()) < 0.03
+                for new in (other, copy.deepcopy(layer)):
+                    assert torch.equal(new(*inputs)[0], y)
+                with exact_products():
+                    close(layer(*inputs)[0], want)
 
     def test_compiles(self) -> None:
         layer, _ = make(batch_first=True)

@@ -3,22 +3,27 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
+import safetensors
 import torch
 
 import gossamer as gs
-from gossamer.bench import results
+from gossamer.bench import environment, results
+from gossamer.bench.results import Results
 
 pytest.importorskip("typer", reason="the extra 'cli' is not installed")
 
+from rich.console import Console
 from typer.testing import CliRunner, Result
 
 from gossamer import cli
+from gossamer.bench import terminal
 
 VOCABULARY = 50
 
@@ -26,7 +31,7 @@ VOCABULARY = 50
 @pytest.fixture(autouse=True)
 def wide_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
     """Tables that are not cut."""
-    monkeypatch.setattr(cli, "console", cli.rich.console.Console(width=200))
+    monkeypatch.setattr(terminal, "console", Console(width=200))
 
 
 def gossamer(*arguments: object) -> Result:
@@ -95,6 +100,79 @@ def test_bench_linear_reads_cases(tmp_path: Path) -> None:
     assert "torch-bf16" in shown.stdout
 
 
+def test_bench_linear_takes_schemes_and_globs() -> None:
+    shown = gossamer(
+        *("bench", "linear", "--shapes", "32x64", "--m", "2", "--threads", 1, "--rounds", 1),
+        *("--schemes", "int8-g32", "--peers", "torch-b*"),
+    )
+    assert shown.exit_code == 0, shown.output
+    for name in ("torch-fp32", "torch-bf16", "gossamer-int8-g32", "gossamer-int8-g32-bf16"):
+        assert name in shown.stdout
+    assert "torch-dynamic" not in shown.stdout
+
+
+def test_bench_conv_prints_a_table_for_every_layer(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    from gossamer.bench import conv
+
+    measured: dict[str, Any] = {}
+
+    def run_conv(**settings: Any) -> Results:
+        measured.update(settings)
+        row = {"kind": "conv", "layer": "a layer", "batch": 2, "contender": "torch-fp32"}
+        fine = {"ms": 1.0, "spread": 0.0, "noisy": False, "speedup": 1.0, "error": 1e-7}
+        fine |= {"gops": 5.0, "roof_share": None, "failure": None}
+        absent = row | {"contender": "gossamer-int4", "failure": "no such thing"}
+        return Results(environment.describe(1), [row | fine, absent])
+
+    monkeypatch.setattr(conv, "run_conv", run_conv)
+    path = tmp_path / "conv.jsonl"
+    shown = gossamer("bench", "conv", "--batch", "2", "--schemes", "int8,int4", "--json", path)
+    assert shown.exit_code == 0, shown.output
+    assert measured["batches"] == [2]
+    assert measured["schemes"] == ["int8", "int4"]
+    assert "a layer, batch 2" in shown.stdout
+    assert "gossamer-int4: no such thing" in shown.stdout
+    assert len(results.read(path).rows) == 2
+
+
+def test_bench_conv_wants_numbers(monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:
+    assert end_of_main(monkeypatch, "bench", "conv", "--batch", "few") == 1
+    assert "--batch: got 'few'" in capsys.readouterr().err
+
+
+def test_bench_accuracy_prints_errors_beside_theory(tmp_path: Path) -> None:
+    path = tmp_path / "accuracy.jsonl"
+    shown = gossamer("bench", "accuracy", "--schemes", "int8", "--models", "none", "--json", path)
+    assert shown.exit_code == 0, shown.output
+    assert "theory" in shown.stdout
+    assert "heavy-tailed" in shown.stdout
+    assert [row["kind"] for row in results.read(path).rows] == ["accuracy"] * 2
+
+
+def test_bench_model_passes_its_options_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    from gossamer.bench import model
+
+    seen: dict[str, Any] = {}
+
+    def run_model_benchmark(*places: Any, **settings: Any) -> list[dict[str, Any]]:
+        seen.update(settings, model=places[0], threads=places[1])
+        row = {"contender": "dense fp32", "case": "1 x 16", "bytes": 1, "quality": {}}
+        return [{**row, "failure": None, "ms": 1.0, "speedup": 1.0, "noisy": False, "error": 0.0}]
+
+    monkeypatch.setattr(model, "run_model_benchmark", run_model_benchmark)
+    shown = gossamer(
+        *("bench", "model", "smollm2", "--schemes", "int8-g64", "--unfused", "--threads", 1),
+        *("--rounds", 2, "--windows", 3),
+    )
+    assert shown.exit_code == 0, shown.output
+    assert "dense fp32" in shown.stdout
+    assert (seen["model"], seen["threads"], seen["rounds"], seen["windows"]) == ("smollm2", 1, 2, 3)
+    assert "gossamer int8-g64, bf16, unfused" in seen["variants"]
+    assert "dense bf16, compiled" not in seen["variants"]
+
+
 def test_the_self_check_reports_a_ratio() -> None:
     shown = gossamer("bench", "linear", "--self-check", "--threads", 1, "--rounds", 3)
     assert shown.exit_code == 0, shown.output
@@ -115,7 +193,9 @@ def test_the_help_names_every_peer() -> None:
 
     shown = gossamer("bench", "linear", "--help")
     assert shown.exit_code == 0
-    assert [name for name in PEERS if name not in shown.stdout] == []
+    told = " ".join(re.sub(r"[^\w.,-]", " ", shown.stdout).split())
+    general = [re.sub(r"-g\d+$", "-gG", name) for name in PEERS if not name.startswith("gossamer")]
+    assert [name for name in general if name not in told] == []
 
 
 def test_a_compressed_model_loads_again_as_documented(model_dir: Path, tmp_path: Path) -> None:
@@ -136,10 +216,10 @@ def test_a_compressed_model_loads_again_as_documented(model_dir: Path, tmp_path:
     config = transformers.AutoConfig.from_pretrained(out)
     model = getattr(transformers, manifest["architecture"])(config).eval()
     recipe = gs.Quantize(manifest["scheme"], group_size=manifest["group_size"])
-    gs.compress(model, recipe, targets=manifest["layers"])
+    gs.compress(model, recipe, targets=manifest["targets"], ignore=manifest["ignore"])
     safetensors.torch.load_model(model, out / "model.safetensors")
 
-    assert len(manifest["layers"]) >= 12
+    assert isinstance(model.get_submodule("bert.encoder.layer.1.output.dense"), gs.nn.Linear)
     with torch.inference_mode():
         assert torch.equal(model(ids).logits, expected(ids).logits)
     dense = (model_dir / "model.safetensors").stat().st_size
@@ -155,7 +235,11 @@ def test_compress_takes_targets_and_ignore(model_dir: Path, tmp_path: Path) -> N
     )
     assert shown.exit_code == 0, shown.output
     manifest = json.loads((out / "gossamer.json").read_text())
-    assert manifest["layers"] == ["bert.encoder.layer.1.intermediate.dense"]
+    assert manifest["targets"] == ["*.intermediate.dense"]
+    assert manifest["ignore"] == ["*.layer.0.*"]
+    with safetensors.safe_open(out / "model.safetensors", "pt") as file:
+        packed = [name for name in sorted(file.keys()) if name.endswith("weight_scale")]
+    assert packed == ["bert.encoder.layer.1.intermediate.dense.weight_scale"]
 
 
 def test_compress_writes_no_folder_that_holds_something(model_dir: Path, tmp_path: Path) -> None:

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import bz2
 import math
+import pickle
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -13,8 +15,10 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from gossamer.bench import models, quality
+import gossamer as gs
+from gossamer.bench import accuracy, models, quality, subjects, theory
 from gossamer.bench.model import VARIANTS, run_model_benchmark, table
+from gossamer.bench.variants import compressed, usual_names
 
 
 def test_spearman_by_hand() -> None:
@@ -144,6 +148,180 @@ def test_unknown_names_are_refused() -> None:
         run_model_benchmark("bert", 1)
     with pytest.raises(ValueError, match=r"variants: \['int3'\] unknown"):
         run_model_benchmark("minilm", 1, variants=["int3"])
+
+
+def test_usual_variants_follow_the_schemes() -> None:
+    names = usual_names(["int4", "nf4"], compiled=True, unfused=True)
+    assert all(name in VARIANTS for name in names)
+    for name in ("gossamer int4, fp32", "gossamer nf4, bf16, unfused", "dense bf16, compiled"):
+        assert name in names
+    assert [name for name in usual_names(["int8"]) if "unfused" in name or "compiled" in name] == []
+    with pytest.raises(ValueError, match=r"\['int3'\] is no scheme; there are int8"):
+        usual_names(["int3"])
+
+
+def test_a_compressed_variant_has_the_dtype_it_says() -> None:
+    model = torch.nn.Sequential(torch.nn.Linear(64, 32), torch.nn.LayerNorm(32))
+    light = compressed(model, "int8", torch.bfloat16)
+    assert isinstance(light[0], gs.nn.Linear)  # type: ignore[index]
+    assert light(torch.randn(2, 64, dtype=torch.bfloat16)).dtype is torch.bfloat16
+    assert pickle.loads(pickle.dumps(VARIANTS["gossamer int8, bf16"])).judged
+
+
+class Counting(torch.nn.Module):
+    """A language model that is sure of the next number, and whose cache holds all it has read."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.read: list[int] = []
+
+    def forward(
+        self, ids: torch.Tensor, use_cache: bool, past_key_values: Any = None
+    ) -> SimpleNamespace:
+        cache = past_key_values or SimpleNamespace(crop=self.crop)
+        self.read += ids[0].tolist()
+        logits = torch.nn.functional.one_hot((ids + 1) % 10, 10).float()
+        return SimpleNamespace(logits=logits, past_key_values=cache)
+
+    def crop(self, count: int) -> None:
+        self.before_crop = list(self.read)
+        del self.read[count:]
+
+
+def test_greedy_decoding_does_the_same_work_at_every_call() -> None:
+    model = Counting()
+    run = subjects.greedy(model, torch.tensor([[3, 4, 5]]), 4)
+    assert model.read == [3, 4]
+    for _ in range(2):
+        assert run().argmax() == 6
+        assert model.before_crop == [3, 4, 5, 6, 7, 8]  # each the likeliest after the one before
+        assert model.read == [3, 4]
+
+
+def relative_error(stored: gs.formats.Format, W: torch.Tensor) -> float:
+    return float((stored.dequantize() - W).norm() / W.norm())
+
+
+@pytest.mark.parametrize(
+    ("scheme", "name", "group_size"),
+    [
+        ("int8", "int8", 512),
+        ("int8-g32", "int8", 32),
+        ("int4", "int4", 128),
+        ("int4-g32", "int4", 32),
+        ("int4-asym", "int4-asym", 128),
+        ("nf4", "nf4", 64),
+        ("fp4", "fp4", 32),
+        ("mxfp4", "mxfp4", 32),
+        ("fp8", "fp8", 512),
+        ("fp8-e5m2", "fp8-e5m2", 512),
+        ("bf16", "bf16", 512),
+    ],
+)
+def test_theory_foretells_the_error_on_gaussian_weights(
+    scheme: str, name: str, group_size: int
+) -> None:
+    W = torch.randn(256, 512, generator=torch.Generator().manual_seed(0))
+    measured = relative_error(gs.Quantize(scheme).quantize(W), W)
+    assert measured == pytest.approx(theory.expected_error(name, group_size), rel=0.03)
+
+
+def test_theory_in_closed_form() -> None:
+    # p bits of mantissa: 2**-p * sqrt(0.54 / 12)
+    assert theory.expected_error("bf16", 64) == pytest.approx(
+        2**-7 * math.sqrt(0.54 / 12), rel=0.01
+    )
+    # The expected largest of many Gaussian magnitudes is near sqrt(2 ln 2G) - its usual correction.
+    uniform = theory.expected_error("int8", 10**6)
+    assert uniform == pytest.approx(4.96 / 127 / math.sqrt(12), rel=0.01)
+    assert theory.expected_error("unheard of", 32) is None
+
+
+def test_errors_of_a_layer_are_those_of_its_parts() -> None:
+    sample = accuracy.Sample("mine", torch.randn(48, 64), torch.randn(9, 64))
+    row = accuracy.measure_error(sample, "int8")
+    stored = gs.Quantize("int8").quantize(sample.W)
+    assert row["weight_error"] == pytest.approx(relative_error(stored, sample.W), rel=1e-4)
+    assert row["output_error"] == pytest.approx(row["weight_error"], rel=0.5)
+    assert row["layer_error"] > row["output_error"]  # x is rounded too
+    assert row["bits_per_weight"] == stored.bits_per_weight
+    assert row["theory"] is None
+    assert accuracy.measure_error(accuracy.draw(accuracy.GAUSSIAN), "int8")["theory"] > 0.005
+
+
+def test_heavy_tails_are_heavy() -> None:
+    sample = accuracy.draw(accuracy.HEAVY)
+    others = torch.cat(
+        [sample.W[:, : accuracy.SIZE // 2], sample.W[:, accuracy.SIZE // 2 + 1 :]], 1
+    )
+    assert others.abs().median() == pytest.approx(0.765, rel=0.02)  # of Student's t, 3 degrees
+    assert others.abs().max() > 20
+    outlier = sample.W[:, accuracy.SIZE // 2]
+    assert outlier.abs().median() == pytest.approx(7.65, rel=0.15)
+
+
+class TinySubject:
+    """Stands for a model to be judged: a layer on the grid of int4-g32-asym."""
+
+    def __init__(self) -> None:
+        codes = torch.arange(16.0).repeat(8, 4)
+        self.weight = codes * 0.25 - 1
+
+    def load(self) -> tuple[torch.nn.Module, None]:
+        model = torch.nn.Sequential(torch.nn.Linear(64, 8, bias=False))
+        with torch.no_grad():
+            model[0].weight.copy_(self.weight)
+        return model, None
+
+    def cases(self) -> list[SimpleNamespace]:
+        return [SimpleNamespace(ids=np.ones((1, 3, 64), np.float32))]
+
+    def steps(self, windows: int) -> int:
+        return windows
+
+    def judge(self, model: torch.nn.Module, _: None, windows: int, on_progress: Any) -> Any:
+        for window in range(windows):
+            on_progress(window + 1, windows)
+        return {"linears": float(sum(isinstance(m, torch.nn.Linear) for m in model.modules()))}
+
+
+def test_a_weight_on_a_schemes_own_grid_is_not_reported(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(accuracy, "SUBJECTS", {"tiny": TinySubject()})
+    monkeypatch.setattr(accuracy, "REAL_LAYERS", {"tiny": ("0", 0)})
+    seen: list[tuple[int, int]] = []
+    measured = accuracy.run_accuracy(
+        ["int8", "int4-g32-asym"],
+        threads=1,
+        subjects=["tiny"],
+        windows=2,
+        on_progress=lambda done, total, _: seen.append((done, total)),
+    )
+    found = {(r["kind"], r["scheme"], r.get("weights")): r for r in measured.rows}
+    exact = found["accuracy", "int4-g32-asym", "tiny"]
+    assert exact["failure"] == accuracy.OWN_GRID_REASON
+    assert "weight_error" not in exact
+    assert found["quality", "int4-g32-asym", None]["failure"] == accuracy.OWN_GRID_REASON
+    assert found["accuracy", "int4-g32-asym", "Gaussian"]["failure"] is None
+    assert found["quality", "dense fp32", None]["quality"] == {"linears": 1}
+    assert found["quality", "int8", None]["quality"] == {"linears": 0}
+    assert seen[-1] == (12, 12)
+    assert [done for done, _ in seen] == sorted(done for done, _ in seen)
+
+    header, lines = accuracy.table(measured.rows)
+    assert header == ["", "bits", "theory, Gaussian", "Gaussian", "heavy-tailed", "tiny", "linears"]
+    assert [line[0] for line in lines] == ["dense fp32", "int8", "int4-g32-asym"]
+    assert lines[0][1:] == ["-", "-", "-", "-", "-", "1.000"]
+    assert lines[2][-2:] == ["-", "-"]
+    assert " % / " in lines[1][3]
+
+
+def test_accuracy_refuses_unknown_names() -> None:
+    with pytest.raises(ValueError, match=r"schemes: \['int3'\] unknown; there are int8"):
+        accuracy.run_accuracy(["int3"], threads=1)
+    with pytest.raises(ValueError, match=r"subjects: \['bert'\] unknown"):
+        accuracy.run_accuracy(["int8"], threads=1, subjects=["bert"])
+    with pytest.raises(ValueError, match="there are none"):
+        accuracy.table([])
 
 
 def test_table_shows_failures_and_missing_figures() -> None:

@@ -106,6 +106,44 @@ def test_model_rows_are_shown(repository: Path) -> None:
     assert "| int8 | 3.2 | 0.700 | 2.50 (x3.00) | 1.0e-02 |" in text
 
 
+def test_convolutions_are_shown() -> None:
+    row = {
+        "kind": "conv",
+        "layer": "3x3",
+        "contender": "torch-fp32",
+        "batch": 1,
+        "ms": 0.25,
+        "speedup": 1.0,
+        "noisy": False,
+        "error": 1e-7,
+        "failure": None,
+    }
+    slow = row | {"batch": 16, "ms": 4, "noisy": True}
+    absent = [row | {"contender": "x", "batch": b, "failure": "boom: why"} for b in (1, 16)]
+    text = readme.render(Results(ENVIRONMENT, [row, slow, *absent]))
+    assert text.startswith("**3x3**: ms (speed-up)\n\n|  | batch 1 | batch 16 | error |\n")
+    assert "| torch-fp32 | 0.25 (x1.0) | 4 (x1.0, noisy) | 1.0e-07 |" in text
+    assert "| x | boom | boom | - |" in text
+
+
+def test_accuracy_and_quality_are_one_table() -> None:
+    error = {
+        "kind": "accuracy",
+        "scheme": "int4",
+        "weights": "Gaussian",
+        "bits_per_weight": 4.125,
+        "output_error": 0.098,
+        "layer_error": 0.1,
+        "theory": 0.0997,
+        "failure": None,
+    }
+    quality = {"kind": "quality", "scheme": "int4", "model": "smollm2", "failure": None}
+    quality["quality"] = {"perplexity": 25.5}
+    text = readme.render(Results(ENVIRONMENT, [error, quality]))
+    assert "|  | bits | theory, Gaussian | Gaussian | perplexity |" in text
+    assert "| int4 | 4.12 | 10.0 % | 9.8 % / 10.0 % | 25.500 |" in text
+
+
 @pytest.mark.parametrize(
     ("text", "told"),
     [

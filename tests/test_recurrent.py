@@ -26,7 +26,21 @@ from gossamer.nn.recurrent_cells import GRUCell, LSTMCell, RNNCell
 
 LAYERS = {"LSTM": LSTM, "GRU": GRU, "RNN": RNN}
 CELLS = {"LSTMCell": LSTMCell, "GRUCell": GRUCell, "RNNCell": RNNCell}
+# Every format, kind of activations, and what changes its canonical tensors.
+SCHEMES = (
+    *("int8-g32", "int8-weight-only", "int4", "int4-g32-asym", "int4-weight-only", "nf4", "fp4"),
+    *("mxfp4", "fp8", "fp8-block", "bf16"),
+)
 close = torch.testing.assert_close
+
+
+@pytest.fixture(autouse=True)
+def _one_thread() -> Iterator[None]:
+    """Products this small do not wait for threads, which takes long on a busy machine."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
 
 
 def exact_linear(
@@ -65,7 +79,7 @@ def parts(state: Any) -> tuple[Tensor, ...]:
 
 
 class TestSameAsTorch:
-    @hypothesis.settings(max_examples=150)
+    @hypothesis.settings(max_examples=100)
     @hypothesis.given(data=st.data())
     def test_layers(self, data: st.DataObject) -> None:
         draw, flag = data.draw, st.booleans()
@@ -237,6 +251,22 @@ class TestPackedProducts:
             module(x)[0].square().sum().backward()
             grads.append(x.grad)
         assert float((grads[0] - grads[1]).norm() / grads[1].norm()) < 0.03
+
+    @pytest.mark.parametrize("scheme", SCHEMES)
+    def test_every_format(self, scheme: str) -> None:
+        dense = nn.LSTM(40, 36, batch_first=True, proj_size=33)
+        layer = LSTM.from_dense(dense, scheme)
+        same, other = twin(dense, layer), LSTM.from_dense(nn.LSTM(40, 36, proj_size=33), scheme)
+        other.batch_first = True
+        other.load_state_dict(layer.state_dict())
+        x = torch.randn(3, 5, 40)
+        with torch.no_grad():
+            y, want = layer(x)[0], same(x)[0]
+            assert float((y - want).norm() / want.norm()) < 0.03
+            for new in (other, copy.deepcopy(layer)):
+                assert torch.equal(new(x)[0], y)
+            with exact_products():
+                close(layer(x)[0], want)
 
     def test_compiles(self) -> None:
         layer, _ = make("LSTM", num_layers=2)

@@ -2,6 +2,7 @@
 #include <pybind11/pybind11.h>
 
 namespace gossamer {
+void bind_conv(pybind11::module_& module);
 void bind_cpu(pybind11::module_& module);
 void bind_embedding(pybind11::module_& module);
 void bind_formats(pybind11::module_& module);
@@ -9,6 +10,7 @@ void bind_linear(pybind11::module_& module);
 }  // namespace gossamer
 
 PYBIND11_MODULE(_C, module) {
+    gossamer::bind_conv(module);
     gossamer::bind_cpu(module);
     gossamer::bind_embedding(module);
     gossamer::bind_formats(module);

@@ -7,6 +7,7 @@
 #include "formats/fp8/expand.h"
 #include "formats/int8/expand.h"
 #include "gossamer/bf16.h"
+#include "gossamer/conv_kernels.h"
 #include "gossamer/convert.h"
 #include "gossamer/cpu.h"
 #include "gossamer/epilogue.h"
@@ -25,6 +26,7 @@ std::span<const F32Kernels* const> f32_list();
 std::span<const EpilogueKernels* const> epilogue_list();
 std::span<const QuantizeKernels* const> quantize_list();
 std::span<const ConvertKernels* const> convert_list();
+std::span<const ConvKernels* const> conv_list();
 std::span<const FourBitKernels* const> four_bit_list();
 std::span<const Int8ExpandKernels* const> int8_expand_list();
 std::span<const Fp8ExpandKernels* const> fp8_expand_list();

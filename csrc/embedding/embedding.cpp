@@ -21,6 +21,7 @@ int64_t find_wrong_index(const int64_t* indices, int64_t count, int64_t N) {
 }
 
 void check_offsets(const EmbeddingBagCall& call) {
+    if (call.bags == 0) return;
     const int64_t last = call.offsets[call.bags];
     const bool sorted = std::is_sorted(call.offsets, call.offsets + call.bags + 1);
     if (call.offsets[0] == 0 && sorted && last <= call.count) return;
@@ -102,7 +103,8 @@ void embedding(const EmbeddingCall& call) {
 
 void embedding_bag(const EmbeddingBagCall& call) {
     check_offsets(call);
-    const int64_t count = call.offsets[call.bags], wrong = find_wrong_index(call.indices, count, call.weight.N);
+    const int64_t count = call.bags == 0 ? 0 : call.offsets[call.bags];  // what comes after is in no bag
+    const int64_t wrong = find_wrong_index(call.indices, count, call.weight.N);
     if (wrong < count) {
         throw std::runtime_error("embedding_bag: Expected idx >= 0 && idx < num_embeddings but found idx to be " +
                                  std::to_string(call.indices[wrong]));

@@ -2,7 +2,8 @@
 
 Nothing here checks tensors: ``_ops.py`` does, and is the only caller that turns tensors into
 pointers. Dtype codes: 0 float32, 1 bfloat16, 2 float16. Activation codes: 0 none, 1 relu, 2 gelu,
-3 gelu_tanh, 4 silu. ``isa`` is a name of ``isa_available()``, or "" for the active one.
+3 gelu_tanh, 4 silu. Bag modes: 0 sum, 1 mean, 2 max. ``isa`` is a name of ``isa_available()``, or
+"" for the active one.
 
 Formats: "int8", "int4", "nf4", "fp4", "mxfp4", "fp8_e4m3", "fp8_e5m2", "bf16". Activations: "int8",
 "exact". Scale types: "float32", "bfloat16", "float16", "e8m0". ``group_size`` 0 is per channel;
@@ -87,6 +88,29 @@ def fp8_pack(
 ) -> None: ...
 def bf16_packed_bytes(N: int, K: int) -> int: ...
 def bf16_pack(values: int, N: int, K: int, packed: int, threads: int) -> None: ...
+def embedding(
+    packed: int,
+    packed_bytes: int,
+    indices: int,
+    count: int,
+    out: int,
+    out_dtype: int,
+    threads: int,
+) -> None: ...
+def embedding_bag(
+    packed: int,
+    packed_bytes: int,
+    indices: int,
+    count: int,
+    offsets: int,
+    bags: int,
+    sample_weights: int,
+    mode: int,
+    padding_idx: int,
+    out: int,
+    out_dtype: int,
+    threads: int,
+) -> None: ...
 def quantize_rows(
     x: int, x_dtype: int, M: int, K: int, x_row_stride: int, values: int, scales: int, isa: str
 ) -> None: ...
@@ -112,6 +136,32 @@ class PackedLinear:
         bias_dtype: int,
         activation: int,
         addend: int,
+        out: int,
+        out_dtype: int,
+        threads: int,
+        isa: str = "",
+    ) -> None: ...
+
+class PackedConv:
+    """A view of a packed convolution; it checks the headers when made and does not own the bytes.
+
+    ``shape`` is that of csrc/include/gossamer/conv_kernels.h, from ``batch`` to ``dilation_w``; x
+    and out are NHWC. ``input_scale`` 0 gives each sample its own.
+    """
+
+    def __init__(self, packed: int, packed_bytes: int, groups: int, depthwise: bool) -> None: ...
+    @property
+    def N(self) -> int: ...
+    @property
+    def K(self) -> int: ...
+    def run(
+        self,
+        x: int,
+        x_dtype: int,
+        shape: list[int],
+        input_scale: float,
+        bias: int,
+        bias_dtype: int,
         out: int,
         out_dtype: int,
         threads: int,

@@ -61,9 +61,11 @@ def info(
 def compress(
     model_dir: Annotated[Path, typer.Argument(help="A transformers model folder.")],
     out_dir: Annotated[Path, typer.Argument(help="Folder to write; must be new or empty.")],
-    scheme: Annotated[str, typer.Option(help="How weights are stored.")] = "int8",
+    scheme: Annotated[
+        str, typer.Option(help="How weights are stored: int8, int4, nf4, fp8, bf16, ...")
+    ] = "int8",
     group_size: Annotated[
-        int | None, typer.Option(help="Weights that share a scale: 32, 64 or 128.")
+        int | None, typer.Option(help="Weights that share a scale, such as 32, 64 or 128.")
     ] = None,
     targets: Annotated[
         list[str] | None, typer.Option(help="Only these modules: globs or re:...")
@@ -78,7 +80,7 @@ def compress(
         config = transformers.AutoConfig.from_pretrained(out)
         model = getattr(transformers, manifest["architecture"])(config).eval()
         recipe = gs.Quantize(manifest["scheme"], group_size=manifest["group_size"])
-        gs.compress(model, recipe, targets=manifest["layers"])
+        gs.compress(model, recipe, targets=manifest["targets"], ignore=manifest["ignore"])
         safetensors.torch.load_model(model, out / "model.safetensors")
     """
     if not (model_dir / "config.json").is_file():
@@ -93,7 +95,8 @@ def compress(
         )
     terminal.console.print(str(gs.report(model)), markup=False, highlight=False, soft_wrap=True)
     with terminal.console.status(f"saving {out_dir.name}"):
-        _save_model(model, model_dir, out_dir, scheme, group_size)
+        recipe = {"scheme": scheme, "group_size": group_size, "targets": targets, "ignore": ignore}
+        _save_model(model, model_dir, out_dir, recipe)
 
 
 def _load_model(folder: Path) -> torch.nn.Module:
@@ -108,7 +111,7 @@ def _load_model(folder: Path) -> torch.nn.Module:
 
 
 def _save_model(
-    model: torch.nn.Module, source: Path, out_dir: Path, scheme: str, group_size: int | None
+    model: torch.nn.Module, source: Path, out_dir: Path, recipe: dict[str, Any]
 ) -> None:
     """Weights, manifest and the small files of ``source``; the folder appears when complete."""
     import safetensors.torch
@@ -124,9 +127,7 @@ def _save_model(
     manifest = {
         "gossamer": gs.__version__,
         "architecture": type(model).__name__,
-        "scheme": scheme,
-        "group_size": group_size,
-        "layers": [n for n, module in model.named_modules() if isinstance(module, gs.nn.Linear)],
+        **recipe,
     }
     (partial / "gossamer.json").write_text(json.dumps(manifest, indent=1) + "\n")
     if out_dir.exists():

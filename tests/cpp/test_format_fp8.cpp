@@ -2,6 +2,7 @@
 #include <cmath>
 #include <cstring>
 #include <stdexcept>
+#include <vector>
 
 #include "check.h"
 #include "damaged.h"
@@ -152,6 +153,54 @@ void test_nan_signs() {
     }
 }
 
+// Few rows against fp64: the error of the bf16 lane (bf16.h), and of one rounding a block.
+void check_few_rows(const RandomFp8& w, int64_t rows, Isa isa) {
+    const int64_t K = w.layout.K, K32 = (K + 31) / 32 * 32, N = w.layout.N;
+    Random random(static_cast<uint64_t>(rows * K));
+    Guarded<uint16_t> a(rows * K32);
+    std::vector<double> x(static_cast<size_t>(rows * K32));
+    for (int64_t k = 0; k < K32; ++k) {
+        for (int64_t m = 0; m < rows; ++m) {
+            const uint16_t bits = k < K ? reference::to_bf16(random.uniform()) : uint16_t{0};
+            a[(k / 32 * rows + m) * 32 + k % 32] = bits;
+            x[static_cast<size_t>(m * K32 + k)] = static_cast<double>(bits_float(static_cast<uint32_t>(bits) << 16));
+        }
+    }
+    for (int64_t strip = 0; strip < (N + 31) / 32; ++strip) {
+        Guarded<float> c(rows * 32);
+        check(multiply_few_rows(w.view(), strip, isa, {a.data(), rows, rows, c.data()}), w.text() + ": has a kernel");
+        for (int64_t i = 0; i < rows * 32; ++i) {
+            const int64_t m = i / 32, n = strip * 32 + i % 32;
+            if (n >= N) continue;
+            double sum = 0, magnitude = 0;
+            for (int64_t k = 0; k < K; ++k) {
+                const double product = x[static_cast<size_t>(m * K32 + k)] * w.value(n, k) * (w.layout.G == 0 ? 1 : w.scale(n, k));
+                sum += product;
+                magnitude += std::fabs(product);
+            }
+            check_near(static_cast<double>(c[i]), sum, std::ldexp(static_cast<double>(K + 4), -23) * magnitude, w.text() + ": few rows");
+        }
+    }
+}
+
+void test_few_rows() {
+    for (const FormatId format : kFormats) {
+        for (const int64_t G : {0, 128}) {
+            for (const int64_t K : {1, 33, 64, 128, 130, 600}) {
+                RandomFp8 w(format, 150, K, G, static_cast<uint64_t>(K));
+                for (uint8_t& code : w.codes) code = static_cast<uint8_t>((code & 0x7f) < 0x7c ? code : code & 0x80);  // finite
+                w.pack(1);
+                uint16_t a[5 * 640] = {};
+                float c[5 * 32];
+                check(!multiply_few_rows(w.view(), 0, Isa::avx512, {a, 1, 1, c}), "no bf16 lane, no kernel");
+                if (!isa_available(Isa::avx512bf16)) continue;
+                check(!multiply_few_rows(w.view(), 0, Isa::avx512bf16, {a, 5, 5, c}), "too many rows");
+                for (int64_t rows = 1; rows <= 4; ++rows) check_few_rows(w, rows, Isa::avx512bf16);
+            }
+        }
+    }
+}
+
 void test_errors() {
     check_throws<std::invalid_argument>([] { fp8_layout(3, 0, 0); }, "fp8: shape: got N = 3, K = 0");
     check_throws<std::invalid_argument>([] { fp8_layout(3, 3, 64); }, "group_size: got 64");
@@ -171,6 +220,7 @@ int main() {
     test_round_trips();
     test_all_codes();
     test_nan_signs();
+    test_few_rows();
     test_errors();
     return finish();
 }

@@ -3,6 +3,8 @@
 //   to_f32:   out[k][column]                     = value(code) * scale                        rounded once
 //   to_bf16:  out[k/2][column][k%2]              = bf16( fp32(value(code) * scale) )          to nearest even
 //
+//   multiply: sums[m][column]            = sum_b scales[b] * sum_{k in block b} a[m,k] * value(code)      products and sums as bf16.h says
+//
 // Codes lie as format_fp8.h says, a line of 64 being 4 k of 16 columns. Every ISA gives the same bits, NaN too, unless the scale is a NaN.
 #pragma once
 #include <cstdint>
@@ -18,10 +20,26 @@ struct Fp8Expand {
     float scale;
 };
 
+// Few rows of bf16 times one panel, straight from the codes: nothing is written in between, which at one row costs more than the products.
+struct Fp8FewRows {
+    static constexpr int64_t max_rows = 4;
+
+    FormatId format;
+    const uint8_t* codes;  // of the panel
+    int64_t K;             // a multiple of 32
+    const float* scales;   // one per block
+    int64_t block_k;       // a multiple of 32
+    const uint16_t* a;     // a panel of A (lane.h), at the first row
+    int64_t panel_rows;
+    int64_t rows;  // 1 to max_rows
+    float* sums;   // [rows][32], 16 of them
+};
+
 struct Fp8ExpandKernels {
     Isa isa;
     void (*to_f32)(const Fp8Expand& run, float* out);
     void (*to_bf16)(const Fp8Expand& run, uint16_t* out);
+    void (*multiply)(const Fp8FewRows& product);  // null without the bf16 lane
 };
 
 }  // namespace gossamer

@@ -109,4 +109,18 @@ void expand_bf16(const Fp8Weight& weight, const PanelRange& range, Isa isa, uint
     for_each_scale(weight, range, [&](const Fp8Expand& run, int64_t before) { kernels.to_bf16(run, out + before); });
 }
 
+bool multiply_few_rows(const Fp8Weight& weight, int64_t strip, Isa isa, const Fp8Rows& rows) {
+    const Fp8ExpandKernels& kernels = select_kernels(fp8_expand_list(), isa);
+    if (kernels.multiply == nullptr || rows.rows > Fp8FewRows::max_rows) return false;
+    const Fp8Layout& l = weight.layout;
+    constexpr float kOne = 1.0f;
+    const int64_t K32 = round_up(l.K, 32), first = strip * kStripColumns, last = std::min(first + kStripColumns, l.N16);
+    for (int64_t n = first; n < last; n += kPanelColumns) {
+        const float* scales = l.G == 0 ? &kOne : weight.scales + n / kBlock * l.scale_columns;
+        kernels.multiply({weight.format, weight.panels + n * l.K64, K32, scales, l.G == 0 ? K32 : kBlock, rows.a, rows.panel_rows, rows.rows,
+                          rows.c + n - first});
+    }
+    return true;
+}
+
 }  // namespace gossamer

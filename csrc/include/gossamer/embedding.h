@@ -36,7 +36,7 @@ struct EmbeddingBagCall {
     const Weight& weight;
     const int64_t* indices;  // [count]
     int64_t count;
-    const int64_t* offsets;  // [bags + 1], from 0, never falling, at most count
+    const int64_t* offsets;  // [bags + 1], from 0, never falling, at most count; unread for 0 bags
     int64_t bags;
     const float* sample_weights;  // [count] or null, for sums
     BagMode mode;

@@ -49,6 +49,16 @@ void fp8_unpack(const Fp8Weight& weight, uint8_t* codes, float* scales, int thre
 // out [last_row - first_row, K] fp32
 void dequantize(const Fp8Weight& weight, int64_t first_row, int64_t last_row, float* out, int threads);
 
+// Few rows on the bf16 lane, straight from the codes: c [rows][32] = A x one strip, block scales included (in fp32), those of channel_scales
+// not. `a`: a panel of the lane, at the first of the rows; K padded to 32. False, and nothing done, where the ISA or so many rows have no
+// such kernel.
+struct Fp8Rows {
+    const uint16_t* a;
+    int64_t panel_rows, rows;
+    float* c;
+};
+bool multiply_few_rows(const Fp8Weight& weight, int64_t strip, Isa isa, const Fp8Rows& rows);
+
 void expand_f32(const Fp8Weight& weight, const PanelRange& range, Isa isa, float* out);
 void expand_bf16(const Fp8Weight& weight, const PanelRange& range, Isa isa, uint16_t* out);
 inline const uint16_t* bf16_panels(const Fp8Weight&) { return nullptr; }

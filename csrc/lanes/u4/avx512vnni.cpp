@@ -3,9 +3,10 @@
 // A line of 64 bytes holds 128 codes, 16 columns x 8 k. Two ANDs and a shift make them two vectors for VPDPBUSD, which takes the codes as
 // its unsigned operand and a word of q, broadcast by the load itself, as its signed one.
 //
-//   one or two rows   the high codes stay where they are: 16 * code is an unsigned byte too, so only an AND is needed, and their sum is
-//                     shifted right by 4, exactly, once per group. Four instructions per 128 codes. Two panels, for four chains of sums
-//   more rows         low and high codes go to the same sum, since rows are chains enough; decoding is shared by up to 8 of them
+//   up to 4 rows   two panels. The high codes stay where they are: 16 * code is an unsigned byte too, so only an AND is needed, and their
+//                  sum is shifted right by 4, exactly, once per group. Two instructions decode 128 codes, and there are four chains of
+//                  sums for each row
+//   5 to 8 rows    one panel; low and high codes go to the same sum, since rows are chains enough, and share their decoding
 //
 // A codebook is one VPSHUFB from the code to an unsigned byte.
 #include <immintrin.h>
@@ -19,8 +20,16 @@ namespace gossamer {
 namespace {
 
 constexpr int64_t kLineK = 8;
+constexpr int kFewRows = 4;
 
 inline __m512i load(const void* p) { return _mm512_loadu_si512(p); }
+
+// A load that happens once: g++ would fold it into each AND, and loads bind here (a broadcast of q costs Zen 4 as much as a line).
+inline __m512i load_once(const void* p) {
+    __m512i x = load(p);
+    asm("" : "+v"(x));
+    return x;
+}
 
 // A word of q: 4 bytes.
 inline __m512i broadcast_word(const int8_t* a) { return _mm512_set1_epi32(*reinterpret_cast<const int32_t*>(a)); }
@@ -40,7 +49,7 @@ struct Codes {
 // The two lines of the s8 lane in one line of codes; shifted: the high ones are 16 times what they should be.
 template <bool coded, bool shifted>
 inline Codes decode(const uint8_t* b, __m512i table) {
-    const __m512i line = load(b), nibble = _mm512_set1_epi8(0x0f);
+    const __m512i line = load_once(b), nibble = _mm512_set1_epi8(0x0f);
     if constexpr (shifted && !coded) return {_mm512_and_si512(line, nibble), _mm512_andnot_si512(nibble, line)};
     const __m512i low = _mm512_and_si512(line, nibble), high = _mm512_and_si512(_mm512_srli_epi16(line, 4), nibble);
     if constexpr (!coded) return {low, high};
@@ -50,7 +59,7 @@ inline Codes decode(const uint8_t* b, __m512i table) {
 template <bool coded, int rows, int panels>
 class Tile {
     // Few rows keep low and high codes apart, for more chains of sums.
-    static constexpr bool apart = rows <= 2, shifted = apart && !coded;
+    static constexpr bool apart = rows <= kFewRows, shifted = apart && !coded;
     __m512i low_[rows][panels], high_[rows][panels];
 
 public:
@@ -137,7 +146,7 @@ template <bool coded, int rows>
 void run_rows(const U4Block& block, const int8_t* a, int64_t m) {
     const int32_t* a_sums = block.a_sums + m * block.groups;
     float* sum = block.sum + m * kStripColumns;
-    if (block.n_panels == 2 && rows <= 2) return run_tile<coded, rows, 2>(block, a, a_sums, sum);
+    if (block.n_panels == 2 && rows <= kFewRows) return run_tile<coded, rows, 2>(block, a, a_sums, sum);
     run_tile<coded, rows, 1>(block, a, a_sums, sum);
     if (block.n_panels == 2) run_tile<coded, rows, 1>(second_panel(block), a, a_sums, sum + kPanelColumns);
 }

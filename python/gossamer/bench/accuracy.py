@@ -68,7 +68,7 @@ def run_accuracy(
     schemes
         Names from ``gossamer.schemes.SCHEMES``; empty for ``USUAL``.
     threads
-        Noted in the environment; torch's own number is used.
+        For torch and gossamer.
     subjects
         "minilm", "smollm2": models to take a layer of and to judge; empty for drawn weights only.
     windows
@@ -100,10 +100,11 @@ def run_accuracy(
         total += (1 + len(chosen)) * SUBJECTS[subject].steps(windows)
     counter = _Counter(total, on_progress)
     rows: list[Row] = []
-    for sample in _samples(subjects):
-        rows += _errors(sample, chosen, rows, counter)
-    for subject in subjects:
-        rows += _qualities(subject, chosen, windows, rows, counter)
+    with environment.held_threads(threads):
+        for sample in _samples(subjects):
+            rows += _errors(sample, chosen, rows, counter)
+        for subject in subjects:
+            rows += _qualities(subject, chosen, windows, rows, counter)
     counter.step("done", 0)
     return Results(environment.describe(threads), rows)
 

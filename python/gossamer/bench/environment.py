@@ -10,6 +10,8 @@ import os
 import platform
 import re
 import subprocess
+from collections.abc import Iterator
+from contextlib import contextmanager
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -17,7 +19,15 @@ from typing import Any
 import torch
 
 # Distributions whose version can change a figure; those that are not installed are left out.
-DISTRIBUTIONS = ("gossamer", "numpy", "onnxruntime", "openvino", "torchao", "transformers")
+DISTRIBUTIONS = (
+    "gossamer",
+    "numpy",
+    "auto-round-lib",
+    "onnxruntime",
+    "openvino",
+    "torchao",
+    "transformers",
+)
 
 
 def describe(threads: int) -> dict[str, Any]:
@@ -38,6 +48,17 @@ def describe(threads: int) -> dict[str, Any]:
         "openmp": list(cpu.openmp_runtimes()),
         "revision": revision(),
     }
+
+
+@contextmanager
+def held_threads(count: int) -> Iterator[None]:
+    """Give torch ``count`` threads for a while."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(count)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 def cpu_model() -> str:

@@ -7,12 +7,10 @@ layer can reach.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
-import torch
 
 from gossamer.bench import environment, harness, models, results
 from gossamer.bench.assets import fetch, is_cached
@@ -97,7 +95,7 @@ def run_model_benchmark(
         on_progress=lambda done, _, text: report(done, total, text),
     )
     built = [n for i, n in enumerate(names) if any(timed[i].failure is None for timed in timings)]
-    with _threads(threads):
+    with environment.held_threads(threads):
         judged = _judge_all(
             subject, built, windows, lambda done, text: report(timed_steps + done, total, text)
         )
@@ -184,16 +182,6 @@ def _judge_all(
             figures = subject.judge(model, tokenizer, windows, step)
         judged[name] = {"bytes": models.model_bytes(model), "quality": figures}
     return judged
-
-
-@contextmanager
-def _threads(count: int) -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(count)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
 
 
 def _baseline(timings: Sequence[Timing]) -> Timing:

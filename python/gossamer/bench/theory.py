@@ -28,8 +28,8 @@ import torch
 # with the least error is taken.
 Rounding = Callable[[torch.Tensor, float], list[torch.Tensor]]
 
-MAXIMA = 64  # quantiles of the largest magnitude
-POINTS = 20001  # weights between minus and plus the largest
+MAXIMA = 32  # quantiles of the largest magnitude
+POINTS = 8001  # weights between minus and plus the largest
 INT4_SHARES = (1.0, 0.9, 0.8, 0.7, 0.6)  # of the scale that fits the largest weight
 NORMAL_FLOAT = (
     *(-1.0, -0.6962, -0.5251, -0.3949, -0.2844, -0.1848, -0.0911, 0.0),

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from .. import _check
 
-_CHUNK_ELEMENTS = 1 << 18  # of a weight in fp32 at a time: the temporaries stay in cache
+_CHUNK_ELEMENTS = 1 << 20  # of a weight in fp32 at a time: temporaries of 4 MiB
 
 
 def dense_matrix(function: str, W: Tensor | np.ndarray[Any, Any]) -> Tensor:

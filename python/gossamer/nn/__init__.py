@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from .embedding import Embedding, EmbeddingBag
 from .linear import Linear
+from .tied import tied_pair
 
-__all__ = ["Linear"]
+__all__ = ["Embedding", "EmbeddingBag", "Linear", "tied_pair"]

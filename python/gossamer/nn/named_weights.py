@@ -24,7 +24,7 @@ class NamedWeight(Linear):
 
     Parameters
     ----------
-    in_features, out_features, weight, dtype
+    in_features, out_features, weight, dtype, activations
         As of :class:`Linear`.
     """
 
@@ -67,7 +67,13 @@ class NamedWeight(Linear):
             Where the format cannot be divided there.
         """
         weight = self.quantized().rows(first, last)
-        return NamedWeight(self.in_features, last - first, weight=weight, dtype=self.dtype)
+        return NamedWeight(
+            self.in_features,
+            last - first,
+            weight=weight,
+            dtype=self.dtype,
+            activations=self.activations,
+        )
 
     def _save_to_state_dict(
         self, destination: dict[str, Any], prefix: str, keep_vars: bool

@@ -25,7 +25,7 @@ class Projection(Linear):
     kernel. The others, called with the same tensor, return their part of that, a view whose rows
     are as far apart as those of the whole. So nothing needs to be known of the module that holds
     the layers; one that calls only some of them, or each with another x, works and is slow. Under
-    ``torch.compile`` each computes the whole, and the compiler merges the equal calls.
+    ``torch.compile`` they are one call in the graph.
 
     To everything else each is a :class:`Linear`: names, shapes and tensors in the ``state_dict``,
     ``weight``, ``bias``, loading, copying and pickling. Loading weights that do not fit together,
@@ -73,9 +73,7 @@ class Projection(Linear):
         if not shared.joined:
             return super().forward(x)
         if torch.compiler.is_compiling():
-            packed: Tensor = self._buffers["packed"]  # type: ignore[assignment]
-            whole = _ops.linear_op(x, packed, shared.bias(), shared.out_features, "none")
-            return whole.narrow(-1, self._first, self.out_features)
+            return shared.trace(self, x)
         return shared.take(self, x)
 
     def dequantize(self, dtype: torch.dtype = torch.float32) -> Tensor:
@@ -124,6 +122,7 @@ class _Shared:
     members: tuple[Projection, ...] = ()  # as the class says until a group is unpickled
     joined = False
     out_features = 0
+    traced: tuple[Tensor, Tensor, tuple[Projection, ...]] | None = None
 
     def __init__(self, members: tuple[Projection, ...]) -> None:
         self.members = members
@@ -146,6 +145,21 @@ class _Shared:
         out, outputs[index] = outputs[index], None
         self._pending.value = (weakref.ref(x, _clearer(outputs)), key, outputs)
         return out
+
+    def trace(self, member: Projection, x: Tensor) -> Tensor:
+        """The same where torch.compile or torch.export follows, which know no weak references.
+
+        Traced, the calls for one x become one call of the op, and nothing is kept after it, unless
+        a sibling is not called with x at all.
+        """
+        if self.traced is None or self.traced[0] is not x or member in self.traced[2]:
+            packed: Tensor = member._buffers["packed"]  # type: ignore[assignment]
+            whole = _ops.linear_op(x, packed, self.bias(), self.out_features, "none")
+            self.traced = (x, whole, ())
+        source, whole, done = self.traced
+        done = (*done, member)
+        self.traced = None if len(done) == len(self.members) else (source, whole, done)
+        return whole.narrow(-1, member._first, member.out_features)
 
     def product(self, member: Projection, x: Tensor) -> tuple[Tensor, ...]:
         """The outputs of all members for x."""
@@ -177,6 +191,7 @@ class _Shared:
         weights = [member.quantized() for member in self.members]
         self.joined = False
         self._pending = threading.local()
+        self.traced = None
         for member, weight in zip(self.members, weights, strict=True):
             Linear._set_weight(member, weight)
 
@@ -201,6 +216,7 @@ class _Shared:
             first += member.out_features
         self.out_features = first
         self._pending = threading.local()
+        self.traced = None
         self.joined = True
 
     def __deepcopy__(self, memo: dict[int, Any]) -> _Shared:
