@@ -4,7 +4,11 @@ from __future__ import annotations
 
 import copy
 import pickle
+import subprocess
+import sys
 from collections.abc import Callable
+from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -13,6 +17,8 @@ from torch import nn
 from torch.nn.utils import prune
 
 import gossamer as gs
+from gossamer import _progress
+from gossamer.compression import REPLACEMENTS
 
 
 def mlp() -> nn.Sequential:
@@ -172,7 +178,11 @@ class TestPatterns:
         [
             ({"targets": "foo"}, ValueError, "compress: targets: 'foo' matches no module"),
             ({"ignore": ["0", "re:x+"]}, ValueError, "compress: ignore: 're:x\\+' matches no"),
-            ({"targets": "1"}, ValueError, "compress: targets: '1' matches no layer that is replaced"),
+            (
+                {"targets": "1"},
+                ValueError,
+                "targets: '1' matches no layer that is replaced",
+            ),
             ({"targets": nn.Conv2d}, ValueError, "targets: .*Conv2d.* matches no module"),
             ({"targets": "re:("}, ValueError, "compress: targets: 're:\\('"),
             ({"targets": [3]}, TypeError, "compress: targets: got int 3"),
@@ -287,20 +297,34 @@ class TestFailing:
         gs.compress(model, "int8", ignore="2.1")
         assert packed_names(model) == ["0", "2.0"]
 
-    def test_interruption_leaves_the_model(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        model, made = mlp(), []
-        from_dense = gs.nn.Linear.from_dense.__func__  # type: ignore[attr-defined]
-
-        def interrupted(cls: Any, linear: nn.Module, *args: Any, **options: Any) -> Any:
-            if len(made) == 2:
-                raise KeyboardInterrupt
-            made.append(linear)
-            return from_dense(cls, linear, *args, **options)
-
-        monkeypatch.setattr(gs.nn.Linear, "from_dense", classmethod(interrupted))
-        with pytest.raises(KeyboardInterrupt):
+    def test_wrong_biases_leave_the_model(self) -> None:
+        model = mlp()
+        model[2][1].bias = nn.Parameter(torch.zeros(8, dtype=torch.float64))
+        with pytest.raises(TypeError, match=r"compress: model: layer '2.1': .*float64"):
             gs.compress(model, "int8")
         assert packed_names(model) == []
+
+    def test_interruption_leaves_a_model_that_works(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        encoder = nn.TransformerEncoder(nn.TransformerEncoderLayer(32, 4, 64, batch_first=True), 2)
+        model, x, made = encoder.eval(), torch.randn(2, 5, 32), []
+        with torch.no_grad():
+            want = model(x)
+
+        def interrupted(linear: nn.Module, recipe: gs.Quantize) -> nn.Module:
+            if len(made) == 3:
+                raise KeyboardInterrupt
+            made.append(linear)
+            return gs.nn.Linear.from_dense(linear, recipe)
+
+        with monkeypatch.context() as patch:
+            patch.setitem(REPLACEMENTS, nn.Linear, interrupted)
+            with pytest.raises(KeyboardInterrupt):
+                gs.compress(model, "int8")
+        assert packed_names(model) == ["layers.0.linear1", "layers.0.linear2", "layers.1.linear1"]
+        with torch.no_grad():
+            assert float((model(x) - want).norm() / want.norm()) < 0.02
+        gs.compress(model, "int8")
+        assert len(packed_names(model)) == 4
 
     @pytest.mark.parametrize(
         ("scheme", "error", "message"),
@@ -395,7 +419,9 @@ class TestTransformerEncoder:
         keep = ~mask if padded else torch.ones_like(mask)
         assert float((got - want)[keep].norm() / want[keep].norm()) < 0.02
         assert packed_names(model) == [f"layers.{i}.linear{j}" for i in (0, 1) for j in (1, 2)]
-        assert set(reasons(model).values()) == {"nn.MultiheadAttention reads its weight directly"}
+        assert set(reasons(model)) == {
+            f"layers.{i}.self_attn{part}" for i in (0, 1) for part in ("", ".out_proj")
+        }
 
     def test_compiled(self) -> None:
         torch._dynamo.reset()
@@ -420,3 +446,145 @@ class TestTransformerEncoder:
         assert packed_names(model) == ["out"]
         x = torch.randn(5, 2, 32)
         assert model["attention"](x, x, x)[0].shape == (5, 2, 32)
+
+
+class TestRegistry:
+    """How layers of other kinds take part."""
+
+    class PackedEmbedding(nn.Embedding):
+        @classmethod
+        def from_dense(cls, module: nn.Module, scheme: gs.Quantize) -> TestRegistry.PackedEmbedding:
+            return cls.from_pretrained(module.weight.detach(), freeze=True)
+
+    @pytest.fixture(autouse=True)
+    def _register(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setitem(REPLACEMENTS, nn.Embedding, self.PackedEmbedding.from_dense)
+
+    def test_one_line_is_enough(self) -> None:
+        model = nn.Sequential(nn.Embedding(10, 4), nn.Linear(4, 4))
+        gs.compress(model, "int8")
+        assert type(model[0]) is self.PackedEmbedding
+        assert type(model[1]) is gs.nn.Linear
+
+    def test_rules_hold(self) -> None:
+        model = nn.ModuleDict({"embed": nn.Embedding(10, 4), "head": nn.Linear(4, 10)})
+        model["head"].weight = model["embed"].weight
+        gs.compress(model, "int8")
+        assert reasons(model) == {
+            "embed": "its weight is tied to head.weight",
+            "head": "its weight is tied to embed.weight",
+        }
+        again = nn.Sequential(nn.Embedding(10, 4), nn.Embedding(10, 4), self.PackedEmbedding(10, 4))
+        with torch.no_grad():
+            again[1].weight[2] = torch.inf
+        with pytest.raises(ValueError, match=r"layer '1': weight: NaN or infinity in row\(s\) 2"):
+            gs.compress(again, "int8")
+        gs.compress(again, "int8", targets=nn.Embedding, ignore="1")
+        why = "PackedEmbedding is a subclass of nn.Embedding; name its class in targets"
+        assert reasons(again) == {"1": "ignored", "2": why}
+
+    def test_layers_inside_a_replaced_one_go_with_it(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        kind = nn.MultiheadAttention
+        monkeypatch.setitem(REPLACEMENTS, kind, lambda module, scheme: nn.Identity())
+        model = nn.ModuleDict({"a": kind(8, 2), "b": kind(8, 2)})
+        gs.compress(model, "int8", ignore="b")
+        assert type(model["a"]) is nn.Identity
+        assert reasons(model) == {"b": "ignored", "b.out_proj": "ignored"}
+
+
+def test_attention_that_is_left_alone_is_counted() -> None:
+    model = nn.ModuleDict({"attention": nn.MultiheadAttention(32, 4), "out": nn.Linear(32, 4)})
+    whole, out = gs.report(gs.compress(model, "int8", ignore="attention")).left_alone
+    assert (whole.name, whole.kind, whole.reason) == ("attention", "MultiheadAttention", "ignored")
+    assert (whole.shape, whole.bytes) == ((96, 32), 96 * 32 * 4)
+    assert (out.name, out.bytes) == ("attention.out_proj", 32 * 32 * 4)
+    wide = nn.Sequential(nn.MultiheadAttention(32, 4, kdim=16, vdim=8), nn.Linear(4, 4))
+    assert gs.report(gs.compress(wide, "int8", ignore="0")).left_alone[0].bytes == 32 * 56 * 4
+
+
+PEAK = """
+import re, sys
+import torch
+from torch import nn
+import gossamer as gs
+
+def kib(name):
+    return int(re.search(name + r":\\s+(\\d+) kB", open("/proc/self/status").read()).group(1))
+
+torch.set_num_threads(1)
+SIZE = 3072
+gs.compress(nn.Sequential(nn.Linear(256, 256)), "int8")  # what is loaded and allocated only once
+model = nn.Sequential(*(nn.utils.skip_init(nn.Linear, SIZE, SIZE, bias=False) for _ in range(10)))
+with torch.no_grad():
+    for layer in model:
+        layer.weight.copy_(torch.linspace(-1, 1, SIZE))
+try:
+    open("/proc/self/clear_refs", "w").write("5")  # the peak counts from here
+except OSError as error:
+    sys.exit(f"skip: {error}")
+before = kib("VmRSS")
+gs.compress(model, "int8", progress=False)
+assert gs.report(model).totals.layers == 10
+print((kib("VmHWM") - before) / (4 * SIZE * SIZE / 1024))
+print((before - kib("VmRSS")) / (4 * SIZE * SIZE / 1024))
+"""
+
+
+def test_peak_memory_is_the_model_and_one_layer() -> None:
+    """In dense layers: all ten packed at once would be 2.5, the dense ones kept 2.5 and more."""
+    if not Path("/proc/self/clear_refs").exists():
+        pytest.skip("the peak of memory is read from Linux's /proc")
+    result = subprocess.run([sys.executable, "-c", PEAK], capture_output=True, text=True)
+    if result.stderr.startswith("skip: "):
+        pytest.skip(result.stderr)
+    assert result.returncode == 0, result.stderr
+    peak, freed = map(float, result.stdout.split())
+    assert peak < 2.0
+    assert freed > 6.5
+
+
+class TestProgress:
+    @pytest.mark.parametrize(
+        ("terminal", "seconds", "argument", "seen"),
+        [
+            (True, 0.6, None, True),
+            (True, 0.4, None, False),
+            (False, 0.6, None, False),
+            (True, 0.6, False, False),
+            (False, 0.0, True, True),
+        ],
+    )
+    @pytest.mark.parametrize("installed", [True, False])
+    def test_when_it_is_shown(
+        self,
+        terminal: bool,
+        seconds: float,
+        argument: bool | None,
+        seen: bool,
+        installed: bool,
+        monkeypatch: pytest.MonkeyPatch,
+        capsys: pytest.CaptureFixture[str],
+    ) -> None:
+        pytest.importorskip("rich")
+        if not installed:
+            monkeypatch.setitem(sys.modules, "rich.progress", None)
+        clock = SimpleNamespace(now=0.0, monotonic=lambda: clock.now)
+        monkeypatch.setattr(_progress, "time", clock)
+        monkeypatch.setattr(sys.stderr, "isatty", lambda: terminal)
+        with _progress.Progress("packing layers", 4, argument) as shown:
+            for _ in range(2):
+                clock.now += seconds
+                shown.advance(2)
+        assert shown.done == 4
+        output = capsys.readouterr()
+        assert ("packing layers" in output.err) is (seen and installed)
+        assert output.out == ""
+
+    def test_compress_counts_every_weight(self, capsys: pytest.CaptureFixture[str]) -> None:
+        pytest.importorskip("rich")
+        gs.compress(mlp(), "int8", progress=True)
+        shown = capsys.readouterr().err
+        assert "packing layers" in shown
+        assert "100%" in shown
+        gs.compress(mlp(), "int8", progress=False)
+        assert capsys.readouterr().err == ""

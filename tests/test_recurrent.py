@@ -450,6 +450,7 @@ class TestErrors:
             (torch.ones(2, 2, 6), None, r"GRUCell: input: got .*wanted \[B, 6\] or \[6\]"),
             (torch.ones(2, 6), torch.ones(3, 5), r"GRUCell: hx: got .*wanted \[2, 5\]"),
             (torch.ones(2, 6), (torch.ones(2, 5),) * 2, "GRUCell: hx: got 2 tensor"),
+            (torch.ones(2, 6), [None], r"GRUCell: hx: got NoneType None, wanted \[2, 5\]"),
         ],
     )
     def test_of_cells(self, x: Tensor, state: Any, message: str) -> None:
@@ -464,6 +465,8 @@ class TestErrors:
             GRUCell.from_dense(nn.LSTMCell(6, 5))
         with pytest.raises(ValueError, match="scheme"):
             LSTM.from_dense(nn.LSTM(6, 5), "int3")
+        with pytest.raises(TypeError, match=r"module: bias_ih_l0: got dtype torch.float64, wanted"):
+            LSTM.from_dense(nn.LSTM(6, 5).double())
         dense = nn.LSTM(6, 5)
         nn.init.constant_(dense.weight_hh_l0, float("nan"))
         with pytest.raises(ValueError, match=r"LSTM.from_dense: module: weight_hh_l0: .*NaN"):

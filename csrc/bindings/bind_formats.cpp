@@ -32,9 +32,7 @@ Enum from_name(const char* what, const std::string& wanted, Enum first, Enum las
 }
 
 FormatId format_from(const std::string& wanted) { return from_name("format", wanted, FormatId::int8, FormatId::bf16); }
-Activations activations_from(const std::string& wanted) {
-    return from_name("activations", wanted, Activations::int8, Activations::exact);
-}
+Activations activations_from(const std::string& wanted) { return from_name("activations", wanted, Activations::int8, Activations::exact); }
 ScaleType scale_type_from(const std::string& wanted) { return from_name("scale_type", wanted, ScaleType::f32, ScaleType::e8m0); }
 
 void pack_four_bit(const std::string& format_name, Address codes, Address scales, Address zero_points, int64_t N, int64_t K,
@@ -109,8 +107,8 @@ void bind_int8(py::module_& module) {
         "int8_pack",
         [](Address values, Address scales, int64_t N, int64_t K, int64_t group_size, const std::string& activations, Address packed,
            int threads) {
-            int8_pack(at<int8_t>(values), at<float>(scales), int8_layout(N, K, group_size), activations_from(activations),
-                      at<void>(packed), threads);
+            int8_pack(at<int8_t>(values), at<float>(scales), int8_layout(N, K, group_size), activations_from(activations), at<void>(packed),
+                      threads);
         },
         py::arg("values"), py::arg("scales"), py::arg("N"), py::arg("K"), py::arg("group_size"), py::arg("activations"), py::arg("packed"),
         py::arg("threads"), py::call_guard<py::gil_scoped_release>());

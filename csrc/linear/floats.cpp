@@ -108,7 +108,7 @@ private:
     }
 
     void multiply_streamed(const Panels<Block>& a, const Cell& cell, Element* memory, float* acc) const {
-        constexpr int64_t step = kStreamedBytes / element_bytes / kPanelColumns;
+        const int64_t step = std::min(kStreamedBytes / element_bytes / kPanelColumns, kernels_.block_k);
         Block block = block_of(a, cell, acc);
         for (int64_t k = 0; k < a.K; k += step) {
             const int64_t last_k = std::min(k + step, K64_);

@@ -60,6 +60,14 @@ def packed(function: str, value: Tensor) -> None:
         )
 
 
+def packed_bytes(function: str, value: Tensor) -> None:
+    """The argument must be packed bytes that the extension can read."""
+    packed(function, value)
+    on_cpu(function, "packed", value)
+    if not value.is_contiguous():
+        raise ValueError(f"{function}: packed: is not contiguous")
+
+
 def bias(function: str, value: Tensor | None, out_features: int) -> None:
     """The argument must be None or [out_features] in a dtype the kernels read."""
     if value is None:

@@ -14,7 +14,6 @@ torch.library op, which torch.compile, torch.export, autograd, autocast, vmap an
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -48,19 +47,11 @@ class Handle:
     __slots__ = ("address", "in_features", "kernel", "out_features")
 
     def __init__(self, packed: Tensor) -> None:
-        _check_bytes("linear", packed)
+        _check.packed_bytes("linear", packed)
         self.address = packed.data_ptr()
         self.kernel = _C.PackedLinear(self.address, packed.numel())
         self.out_features = self.kernel.N
         self.in_features = self.kernel.K
-
-
-def _check_bytes(function: str, packed: Tensor) -> None:
-    """The argument must be what the extension can read; it checks the bytes themselves."""
-    _check.packed(function, packed)
-    _check.on_cpu(function, "packed", packed)
-    if not packed.is_contiguous():
-        raise ValueError(f"{function}: packed: is not contiguous")
 
 
 def linear(
@@ -373,186 +364,7 @@ torch.library.register_vmap(linear_op, _linear_vmap, lib=_library)
 torch.library.register_vmap(linear_backward_input_op, _backward_input_vmap, lib=_library)
 
 
-# --- packing and the research surface ---
-
-_SCALE_TYPES = {
-    "float32": torch.float32,
-    "bfloat16": torch.bfloat16,
-    "float16": torch.float16,
-    "e8m0": torch.uint8,
-}
-_SCALE_NAMES = {dtype: name for name, dtype in _SCALE_TYPES.items()}
-_FP8_DTYPES = {"fp8_e4m3": torch.float8_e4m3fn, "fp8_e5m2": torch.float8_e5m2}
-_FP8_NAMES = {dtype: name for name, dtype in _FP8_DTYPES.items()}
-_VALUE_DTYPES = {"int8": torch.int8, "bf16": torch.bfloat16, **_FP8_DTYPES}
-
-
-@dataclass(frozen=True)
-class PackedInfo:
-    """What the header of a packed weight says."""
-
-    format: str  # as in gossamer.formats.FORMATS
-    out_features: int
-    in_features: int
-    group_size: int | None
-    activations: str  # "int8" or "exact"
-    values_dtype: torch.dtype
-    scale_dtype: torch.dtype
-    zero_points: bool
-
-
-@dataclass(frozen=True)
-class Canonical:
-    """The canonical tensors of a packed weight; scales are left unset where there are none."""
-
-    values: Tensor
-    scales: Tensor
-    zero_points: Tensor | None
-    in_features: int
-    group_size: int | None
-
-
-def packed_info(packed: Tensor) -> PackedInfo:
-    """Read the header of a packed weight."""
-    _check_bytes("packed_info", packed)
-    info = _C.packed_info(packed.data_ptr(), packed.numel())
-    name = info["format"]
-    return PackedInfo(
-        "fp8" if name in _FP8_DTYPES else name,
-        info["N"],
-        info["K"],
-        info["group_size"] or None,
-        info["activations"],
-        _VALUE_DTYPES.get(name, torch.uint8),
-        _SCALE_TYPES[info["scale_type"]],
-        info["zero_points"],
-    )
-
-
-def unpack(packed: Tensor, name: str) -> Canonical:
-    """Packed bytes of the format of this name to canonical tensors."""
-    info = packed_info(packed)
-    if info.format != name:
-        raise ValueError(f"unpack: packed: is a weight of format {info.format}, wanted {name}")
-    N, K, G = info.out_features, info.in_features, info.group_size
-    groups = (N, 1 if G is None else -(-K // G))
-    if name == "fp8" and G is not None:
-        groups = (-(-N // G), groups[1])
-    columns = -(-K // 2) if info.values_dtype is torch.uint8 else K
-    values = torch.empty(N, columns, dtype=info.values_dtype)
-    scales = torch.empty(groups, dtype=info.scale_dtype)
-    zero_points = torch.empty(groups, dtype=torch.uint8) if info.zero_points else None
-    _C.unpack(
-        packed.data_ptr(),
-        packed.numel(),
-        values.data_ptr(),
-        scales.data_ptr(),
-        0 if zero_points is None else zero_points.data_ptr(),
-        torch.get_num_threads(),
-    )
-    return Canonical(values, scales, zero_points, K, G)
-
-
-def int8_packed_bytes(shape: tuple[int, int], group_size: int | None) -> int:
-    """Bytes of a packed int8 weight [N, K]."""
-    return _C.int8_packed_bytes(*shape, group_size or 0)
-
-
-def int8_pack(values: Tensor, scales: Tensor, group_size: int | None, activations: str) -> Tensor:
-    """Canonical tensors (int8 [N, K] and float32 [N, groups]) to packed bytes."""
-    shape = (values.shape[0], values.shape[1])
-    values, scales = values.contiguous(), scales.contiguous()
-    packed = _empty_bytes(int8_packed_bytes(shape, group_size))
-    _C.int8_pack(
-        values.data_ptr(),
-        scales.data_ptr(),
-        *shape,
-        group_size or 0,
-        activations,
-        packed.data_ptr(),
-        torch.get_num_threads(),
-    )
-    return packed
-
-
-def four_bit_packed_bytes(
-    name: str,
-    shape: tuple[int, int],
-    scales: Tensor,
-    zero_points: Tensor | None,
-    group_size: int | None,
-) -> int:
-    """Bytes of a packed weight [N, K] of a 4-bit format."""
-    scale_type, asymmetric = _SCALE_NAMES[scales.dtype], zero_points is not None
-    return _C.four_bit_packed_bytes(name, *shape, group_size or 0, scale_type, asymmetric)
-
-
-def four_bit_pack(
-    name: str,
-    shape: tuple[int, int],
-    codes: Tensor,
-    scales: Tensor,
-    zero_points: Tensor | None,
-    group_size: int | None,
-    activations: str,
-) -> Tensor:
-    """Canonical tensors of a 4-bit format to packed bytes."""
-    packed = _empty_bytes(four_bit_packed_bytes(name, shape, scales, zero_points, group_size))
-    codes, scales = codes.contiguous(), scales.contiguous()
-    zero_points = None if zero_points is None else zero_points.contiguous()
-    _C.four_bit_pack(
-        name,
-        codes.data_ptr(),
-        scales.data_ptr(),
-        0 if zero_points is None else zero_points.data_ptr(),
-        *shape,
-        group_size or 0,
-        _SCALE_NAMES[scales.dtype],
-        activations,
-        packed.data_ptr(),
-        torch.get_num_threads(),
-    )
-    return packed
-
-
-def fp8_packed_bytes(shape: tuple[int, int], group_size: int | None) -> int:
-    """Bytes of a packed fp8 weight [N, K]."""
-    return _C.fp8_packed_bytes(*shape, group_size or 0)
-
-
-def fp8_pack(values: Tensor, scales: Tensor, group_size: int | None) -> Tensor:
-    """Canonical tensors (float8 [N, K] and float32 scales) to packed bytes."""
-    shape = (values.shape[0], values.shape[1])
-    values, scales = values.contiguous(), scales.contiguous()
-    packed = _empty_bytes(fp8_packed_bytes(shape, group_size))
-    _C.fp8_pack(
-        _FP8_NAMES[values.dtype],
-        values.data_ptr(),
-        scales.data_ptr(),
-        *shape,
-        group_size or 0,
-        packed.data_ptr(),
-        torch.get_num_threads(),
-    )
-    return packed
-
-
-def bf16_packed_bytes(shape: tuple[int, int]) -> int:
-    """Bytes of a packed bf16 weight [N, K]."""
-    return _C.bf16_packed_bytes(*shape)
-
-
-def bf16_pack(values: Tensor) -> Tensor:
-    """The canonical tensor (bfloat16 [N, K]) to packed bytes."""
-    shape, values = (values.shape[0], values.shape[1]), values.contiguous()
-    packed = _empty_bytes(bf16_packed_bytes(shape))
-    _C.bf16_pack(values.data_ptr(), *shape, packed.data_ptr(), torch.get_num_threads())
-    return packed
-
-
-def _empty_bytes(size_bytes: int) -> Tensor:
-    with torch.inference_mode(False):  # an inference tensor could not be saved for a later backward
-        return torch.empty(size_bytes, dtype=torch.uint8)
+# --- the research surface ---
 
 
 def quantize_rows(x: Tensor, isa: str) -> tuple[Tensor, Tensor]:

@@ -42,7 +42,11 @@ struct RandomFp8 {
     Guarded<uint8_t> packed;
 
     RandomFp8(FormatId f, int64_t N, int64_t K, int64_t G, uint64_t seed)
-        : format(f), layout(fp8_layout(N, K, G)), codes(N * K), scales(layout.scale_rows * layout.scale_columns), packed(layout.size_bytes) {
+        : format(f),
+          layout(fp8_layout(N, K, G)),
+          codes(N * K),
+          scales(layout.scale_rows * layout.scale_columns),
+          packed(layout.size_bytes) {
         Random random(seed);
         for (uint8_t& code : codes) code = static_cast<uint8_t>(random.bits());
         for (float& scale : scales) scale = static_cast<float>(random.uniform() / 100);
@@ -120,9 +124,8 @@ void test_all_codes() {
             for (const float scale : {1.0f, 0.01f, -3.0f, 0.0f, 1e-38f, 1e-42f, 1e37f, HUGE_VALF}) {
                 for (float& s : w.scales) s = scale;
                 w.pack(1);
-                check_expansion(w.view(), w.text() + ", scale " + std::to_string(scale), [&](int64_t n, int64_t k) {
-                    return w.value(n, k) * (G == 0 ? 1 : static_cast<double>(scale));
-                });
+                check_expansion(w.view(), w.text() + ", scale " + std::to_string(scale),
+                                [&](int64_t n, int64_t k) { return w.value(n, k) * (G == 0 ? 1 : static_cast<double>(scale)); });
             }
         }
     }

@@ -1,10 +1,9 @@
 // Packing, unpacking and expanding format bf16. Contract: format_bf16.h.
-#include "gossamer/format_bf16.h"
-
 #include <cstring>
 
 #include "dispatch/lists.h"
 #include "formats/rows.h"
+#include "gossamer/format_bf16.h"
 #include "simd/scalar.h"
 
 namespace gossamer {

@@ -220,9 +220,8 @@ void dequantize(const FourBitWeight& weight, int64_t first_row, int64_t last_row
         for (int64_t k = 0; k < l.K; ++k) {
             const int64_t g = k / l.group_k;
             const int code = code_at(weight, n, k);
-            const float value = weight.zero_points == nullptr
-                                    ? book.value[code]
-                                    : static_cast<float>(code - weight.zero_points[scale_index(l, n, g)]);
+            const float value =
+                weight.zero_points == nullptr ? book.value[code] : static_cast<float>(code - weight.zero_points[scale_index(l, n, g)]);
             out[row * l.K + k] = value * scale_at(weight, n, g);
         }
     });

@@ -2,11 +2,10 @@
 //
 // Two lookups and two interleaves for 64 codes are four cycles of the shuffle ports of Zen 4, more than the two products of one row. Tried
 // and lost there: shifts and masks in place of the interleaves (lines from even and odd bytes), 30 % slower.
-#include "simd/avx512.h"
-
 #include <cstring>
 
 #include "expand_lines.h"
+#include "simd/avx512.h"
 #include "values.h"
 
 namespace gossamer {
@@ -21,7 +20,8 @@ struct Bytes {
 inline Bytes bytes_of(const uint16_t* entries, unsigned shift) {
     __m256i part[4];
     for (int i = 0; i < 4; ++i) part[i] = _mm512_cvtepi16_epi8(_mm512_srli_epi16(_mm512_load_si512(entries + 32 * i), shift));
-    return {_mm512_inserti64x4(_mm512_castsi256_si512(part[0]), part[1], 1), _mm512_inserti64x4(_mm512_castsi256_si512(part[2]), part[3], 1)};
+    return {_mm512_inserti64x4(_mm512_castsi256_si512(part[0]), part[1], 1),
+            _mm512_inserti64x4(_mm512_castsi256_si512(part[2]), part[3], 1)};
 }
 
 // The bf16 values of the codes without their sign.

@@ -1,6 +1,4 @@
 // Packing and unpacking format fp8. Contract: format_fp8.h.
-#include "gossamer/format_fp8.h"
-
 #include <algorithm>
 #include <cstring>
 #include <stdexcept>
@@ -8,6 +6,7 @@
 
 #include "dispatch/lists.h"
 #include "formats/rows.h"
+#include "gossamer/format_fp8.h"
 #include "values.h"
 
 namespace gossamer {
@@ -117,8 +116,8 @@ bool multiply_few_rows(const Fp8Weight& weight, int64_t strip, Isa isa, const Fp
     const int64_t K32 = round_up(l.K, 32), first = strip * kStripColumns, last = std::min(first + kStripColumns, l.N16);
     for (int64_t n = first; n < last; n += kPanelColumns) {
         const float* scales = l.G == 0 ? &kOne : weight.scales + n / kBlock * l.scale_columns;
-        kernels.multiply({weight.format, weight.panels + n * l.K64, K32, scales, l.G == 0 ? K32 : kBlock, rows.a, rows.panel_rows, rows.rows,
-                          rows.c + n - first});
+        kernels.multiply({weight.format, weight.panels + n * l.K64, K32, scales, l.G == 0 ? K32 : kBlock, rows.a, rows.panel_rows,
+                          rows.rows, rows.c + n - first});
     }
     return true;
 }

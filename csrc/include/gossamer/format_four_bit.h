@@ -21,7 +21,7 @@
 //     zero points   uint8 [N16/16][P][16]     int4 with zero points only
 //     panels        uint8 [N16/16][K64/8][64]
 //
-//     byte i of a line of a panel:  low half: byte i of line 2j of the int8 panel [K64/4][16 columns][4 k]; high half: byte i of line 2j + 1
+//     byte i of line j of a panel: low half: byte i of line 2j of the int8 panel [K64/4][16 columns][4 k]; high half: of line 2j + 1
 //
 // so one load, one AND and one shift give two lines of the s8 lane. Scales lie by panel, not by group: a panel is then two or three
 // sequential streams.

@@ -49,9 +49,10 @@ void fp8_unpack(const Fp8Weight& weight, uint8_t* codes, float* scales, int thre
 // out [last_row - first_row, K] fp32
 void dequantize(const Fp8Weight& weight, int64_t first_row, int64_t last_row, float* out, int threads);
 
-// Few rows on the bf16 lane, straight from the codes: c [rows][32] = A x one strip, block scales included (in fp32), those of channel_scales
-// not. `a`: a panel of the lane, at the first of the rows; K padded to 32. False, and nothing done, where the ISA or so many rows have no
-// such kernel.
+// Few rows on the bf16 lane, straight from the codes: c [rows][32] = A x one strip, block scales included (in fp32), those of
+// channel_scales not. `a`: a panel of the lane, at the first of the rows; K padded to 32. False, and nothing done, where the ISA or so many
+// rows have no such kernel. Sums come in another order than on the lane: the caller chooses by the M of its whole call, not by the rows of
+// a cell, so that they do not depend on the thread count.
 struct Fp8Rows {
     const uint16_t* a;
     int64_t panel_rows, rows;

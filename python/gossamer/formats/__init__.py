@@ -7,7 +7,7 @@ from typing import Any, ClassVar, Protocol
 
 from torch import Tensor
 
-from .. import _ops
+from .. import _ops_packing
 from .bf16 import BF16
 from .fp4 import FP4, MXFP4
 from .fp8 import FP8
@@ -128,4 +128,4 @@ def unpack(packed: Tensor) -> Format:
     >>> type(unpack(NF4.quantize(torch.randn(16, 64)).pack())).__name__
     'NF4'
     """
-    return FORMATS[_ops.packed_info(packed).format].unpack(packed)
+    return FORMATS[_ops_packing.packed_info(packed).format].unpack(packed)

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from .. import _check, _ops
+from .. import _check, _ops_packing
 from .groups import check_kinds, check_matrix, dense_matrix, refuse_rows, row_chunks
 
 
@@ -96,7 +96,7 @@ class BF16:
     @property
     def nbytes(self) -> int:
         """Bytes of the packed weight: values, padding and header."""
-        return _ops.bf16_packed_bytes(self.shape)
+        return _ops_packing.bf16_packed_bytes(self.shape)
 
     @property
     def bits_per_weight(self) -> float:
@@ -132,7 +132,7 @@ class BF16:
             Shape (nbytes,), uint8: header and panels. One layout serves every x86 ISA.
         """
         _check.activations("BF16.pack", activations, self.activation_kinds)
-        return _ops.bf16_pack(self.values)
+        return _ops_packing.bf16_pack(self.values)
 
     @classmethod
     def unpack(cls, packed: Tensor) -> BF16:
@@ -153,7 +153,7 @@ class BF16:
         TypeError, ValueError
             Where the bytes are not a packed bf16 weight of this layout.
         """
-        return cls(_ops.unpack(packed, cls.name).values)
+        return cls(_ops_packing.unpack(packed, cls.name).values)
 
     def rows(self, first: int, last: int) -> BF16:
         """Some of the output channels.

@@ -9,7 +9,7 @@ from typing import Any, ClassVar, TypeVar
 import torch
 from torch import Tensor
 
-from .. import _check, _ops
+from .. import _check, _ops_packing
 from .groups import (
     check_kinds,
     check_matrix,
@@ -90,7 +90,9 @@ class FourBit:
     @property
     def nbytes(self) -> int:
         """Bytes of the packed weight: codes, scales, padding and header."""
-        return _ops.four_bit_packed_bytes(self.name, self.shape, self.scales, None, self.group_size)
+        return _ops_packing.four_bit_packed_bytes(
+            self.name, self.shape, self.scales, None, self.group_size
+        )
 
     @property
     def bits_per_weight(self) -> float:
@@ -153,7 +155,7 @@ class FourBit:
 
     def _pack(self, zero_points: Tensor | None, activations: str | None) -> Tensor:
         kind = _check.activations(f"{type(self).__name__}.pack", activations, self.activation_kinds)
-        return _ops.four_bit_pack(
+        return _ops_packing.four_bit_pack(
             self.name, self.shape, self.codes, self.scales, zero_points, self.group_size, kind
         )
 
@@ -176,7 +178,7 @@ class FourBit:
         TypeError, ValueError
             Where the bytes are not a packed weight of this format and layout.
         """
-        found = _ops.unpack(packed, cls.name)
+        found = _ops_packing.unpack(packed, cls.name)
         return cls(found.values, found.scales, found.group_size, found.in_features)
 
     def rows(self: _Weight, first: int, last: int) -> _Weight:

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from .. import _check, _ops
+from .. import _check, _ops_packing
 from .groups import (
     check_kinds,
     check_matrix,
@@ -150,7 +150,7 @@ class FP8:
     @property
     def nbytes(self) -> int:
         """Bytes of the packed weight: values, scales, padding and header."""
-        return _ops.fp8_packed_bytes(self.shape, self.group_size)
+        return _ops_packing.fp8_packed_bytes(self.shape, self.group_size)
 
     @property
     def bits_per_weight(self) -> float:
@@ -190,7 +190,7 @@ class FP8:
             Shape (nbytes,), uint8: header, scales and panels. One layout serves every x86 ISA.
         """
         _check.activations("FP8.pack", activations, self.activation_kinds)
-        return _ops.fp8_pack(self.values, self.scales, self.group_size)
+        return _ops_packing.fp8_pack(self.values, self.scales, self.group_size)
 
     @classmethod
     def unpack(cls, packed: Tensor) -> FP8:
@@ -211,7 +211,7 @@ class FP8:
         TypeError, ValueError
             Where the bytes are not a packed fp8 weight of this layout.
         """
-        found = _ops.unpack(packed, cls.name)
+        found = _ops_packing.unpack(packed, cls.name)
         return cls(found.values, found.scales, found.group_size)
 
     def rows(self, first: int, last: int) -> FP8:

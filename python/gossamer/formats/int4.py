@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from .. import _check, _ops
+from .. import _check, _ops_packing
 from .four_bit import FourBit, join_halves, rounded_scales
 from .groups import (
     check_kinds,
@@ -145,7 +145,7 @@ class Int4(FourBit):
     @property
     def nbytes(self) -> int:
         """Bytes of the packed weight: codes, scales, zero points, padding and header."""
-        return _ops.four_bit_packed_bytes(
+        return _ops_packing.four_bit_packed_bytes(
             self.name, self.shape, self.scales, self.zero_points, self.group_size
         )
 
@@ -203,7 +203,7 @@ class Int4(FourBit):
         TypeError, ValueError
             Where the bytes are not a packed int4 weight of this layout.
         """
-        found = _ops.unpack(packed, cls.name)
+        found = _ops_packing.unpack(packed, cls.name)
         return cls(
             found.values, found.scales, found.group_size, found.in_features, found.zero_points
         )

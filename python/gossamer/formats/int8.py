@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from .. import _check, _ops
+from .. import _check, _ops_packing
 from .groups import (
     check_kinds,
     check_matrix,
@@ -138,7 +138,7 @@ class Int8:
     @property
     def nbytes(self) -> int:
         """Bytes of the packed weight: values, scales, padding and header."""
-        return _ops.int8_packed_bytes(self.shape, self.group_size)
+        return _ops_packing.int8_packed_bytes(self.shape, self.group_size)
 
     @property
     def bits_per_weight(self) -> float:
@@ -189,7 +189,7 @@ class Int8:
         True
         """
         kind = _check.activations("Int8.pack", activations, self.activation_kinds)
-        return _ops.int8_pack(self.values, self.scales, self.group_size, kind)
+        return _ops_packing.int8_pack(self.values, self.scales, self.group_size, kind)
 
     @classmethod
     def unpack(cls, packed: Tensor) -> Int8:
@@ -210,7 +210,7 @@ class Int8:
         TypeError, ValueError
             Where the bytes are not a packed int8 weight of this layout.
         """
-        found = _ops.unpack(packed, cls.name)
+        found = _ops_packing.unpack(packed, cls.name)
         return cls(found.values, found.scales, found.group_size)
 
     def rows(self, first: int, last: int) -> Int8:

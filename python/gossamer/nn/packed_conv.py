@@ -186,6 +186,18 @@ class PackedConv(torch.nn.Module):
             )
         super().__setattr__(name, value)
 
+    def _format_repr(self) -> str:
+        text = f", bias={self.bias is not None}, format={self.format}"
+        if self.group_size is not None:
+            text += f", group_size={self.group_size}"
+        for name, value in self.settings.items():
+            text += f", {name}={value}".replace("torch.", "")
+        if self.activations != FORMATS[self.format].activation_kinds[0]:
+            text += f", activations={self.activations}"
+        if self.input_scale is not None:
+            text += f", input_scale={self.input_scale:g}"
+        return text
+
     # --- moving, copying, saving ---
 
     def _apply(self: Self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:

@@ -79,7 +79,7 @@ class PackedTable(torch.nn.Module):
         weight = PackedWeight(self.packed, (self.num_embeddings, self.embedding_dim), self.dtype)
         # transformers' tie_weights() takes it from here, if it is a Parameter, and gives it to the
         # head, which has it already.
-        weight._is_param = bool(self._tied)  # type: ignore[attr-defined]
+        weight._is_param = bool(self._tied)
         return weight
 
     @property
