@@ -531,7 +531,7 @@ print((before - kib("VmRSS")) / (4 * SIZE * SIZE / 1024))
 
 
 def test_peak_memory_is_the_model_and_one_layer() -> None:
-    """In dense layers: all ten packed at once would be 2.5, the dense ones kept 2.5 and more."""
+    """In dense layers: 1.5, most of it to measure the error; ten packed at once would add 2.25."""
     if not Path("/proc/self/clear_refs").exists():
         pytest.skip("the peak of memory is read from Linux's /proc")
     result = subprocess.run([sys.executable, "-c", PEAK], capture_output=True, text=True)
@@ -539,8 +539,8 @@ def test_peak_memory_is_the_model_and_one_layer() -> None:
         pytest.skip(result.stderr)
     assert result.returncode == 0, result.stderr
     peak, freed = map(float, result.stdout.split())
-    assert peak < 2.0
-    assert freed > 6.5
+    assert peak < 2.2
+    assert freed > 5
 
 
 class TestProgress:

@@ -118,3 +118,54 @@ def test_wrong_arguments() -> None:
         gs.report("model")  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="report: batch: got 0"):
         gs.report(make(), batch=0)
+
+
+def attention() -> nn.Module:
+    """One layer of BERT: six linear layers, of which three share an input, and an activation."""
+    transformers = pytest.importorskip("transformers")
+    config = transformers.BertConfig(
+        num_hidden_layers=1, num_attention_heads=2, hidden_size=64, intermediate_size=96
+    )
+    model: nn.Module = transformers.BertModel(config).encoder
+    return model
+
+
+class TestFusion:
+    def test_a_column_shows_what_was_fused(self) -> None:
+        found = gs.report(gs.compress(attention(), "int8"))
+        fused = {layer.name.rpartition(".")[2]: layer.fused for layer in found.layers[:3]}
+        assert fused == dict.fromkeys(("query", "key", "value"), "query, key, value")
+        lines = str(found).splitlines()
+        assert lines[0].endswith("  fused")
+        assert lines[1].endswith("  query, key, value")
+        assert [line for line in lines if line.endswith("dense + gelu")]
+        assert "fusion" not in str(found)
+        assert json.loads(json.dumps(found.to_dict()))["fusions"][0]["module"] == (
+            "layer.0.attention.self"
+        )
+
+    def test_a_table_shows_what_was_not(self) -> None:
+        found = gs.report(gs.compress(attention(), "int8", ignore="*.key"))
+        lines = str(found).splitlines()
+        start = lines.index("not fused:")
+        assert lines[start + 1].split() == ["module", "layers", "reason"]
+        assert lines[start + 2].split("  ")[:1] == ["layer.0.attention.self"]
+        assert lines[start + 2].endswith("key: ignored")
+
+    def test_there_is_neither_where_nothing_was_asked_for(self) -> None:
+        found = gs.report(gs.compress(attention(), "int8", fuse=False))
+        assert found.fusions == ()
+        assert "fuse" not in str(found)
+
+    def test_bytes_and_times_are_shared_by_rows(self) -> None:
+        plain = gs.report(gs.compress(attention(), "int8", fuse=False))
+        model = gs.compress(attention(), "int8")
+        found = gs.report(model, measure=True)
+        parts = found.layers[:3]
+        whole = model.get_submodule("layer.0.attention.self.query").packed.numel()
+        assert sum(layer.bytes_after for layer in parts) == whole
+        assert max(layer.bytes_after for layer in parts) < 0.4 * whole
+        assert len({layer.ms for layer in parts}) == 1
+        assert found.totals.model_bytes_before == plain.totals.model_bytes_before
+        assert found.totals.bytes_after <= plain.totals.bytes_after
+        assert [layer.error for layer in parts] != [None] * 3

@@ -23,7 +23,7 @@ public:
           first_byte_(group * tap_bytes_) {}
 
     void fill(const Target& t) const override {
-        kernels_.gather({shape_, image_.data + first_byte_, pixel_bytes_, tap_bytes_, image_.zero, t.first_row, t.begin, t.end,
+        kernels_.gather({shape_, image_.data + first_byte_, image_.end, pixel_bytes_, tap_bytes_, image_.zero, t.first_row, t.begin, t.end,
                          t.panel_rows, static_cast<uint8_t*>(t.panels)});
         if (image_.scales.empty()) return;
         for (int64_t m = t.begin; m < t.end; ++m) {

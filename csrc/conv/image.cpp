@@ -53,10 +53,8 @@ public:
         const int64_t blocks = call_.shape.batch * blocks_;
         parallel(static_cast<int>(std::min<int64_t>(call_.threads, blocks)), [&](Team team) {
             const Range mine = split_range(blocks, team.rank, team.size);
-            if (call_.input_scale == 0) {
-                for (int64_t i = mine.begin; i < mine.end; ++i) find_largest(i);
-                team.barrier();
-            }
+            for (int64_t i = mine.begin; i < mine.end; ++i) find_largest(i);
+            if (call_.input_scale == 0) team.barrier();
             for (int64_t i = mine.begin; i < mine.end; ++i) quantize(i);
         });
         std::vector<float> scales;
@@ -83,13 +81,10 @@ private:
     }
     void quantize(int64_t i) {
         const Block b = block(i);
-        if (call_.input_scale > 0) {
-            const float inverse = 1 / call_.input_scale;
-            largest_[static_cast<size_t>(i)] = kernels_.quantize({b.x, call_.x_dtype, b.size, 1, inverse, out_ + b.first});
-            return;
-        }
-        const SampleScale scale(largest_of_sample(i / blocks_), 0);
-        kernels_.quantize({b.x, call_.x_dtype, b.size, scale.before, scale.inverse, out_ + b.first});
+        const bool given = call_.input_scale > 0;
+        const uint32_t largest = largest_[static_cast<size_t>(i)];
+        const SampleScale scale(given ? largest : largest_of_sample(i / blocks_), call_.input_scale);
+        kernels_.quantize({b.x, call_.x_dtype, b.size, scale.before, scale.inverse, given, out_ + b.first});
     }
 
     const ConvCall& call_;
@@ -119,14 +114,14 @@ Image make_image(const ConvCall& call, Lane lane) {
     const int64_t n = call.shape.batch * call.shape.sample_size();
     if (lane == Lane::s8) {
         uint8_t* out = image_workspace.reserve(n);
-        return {out, 1, 128, QuantizedImage(call, out).run()};
+        return {out, out + n, 1, 128, QuantizedImage(call, out).run()};
     }
     const auto* x = static_cast<const uint8_t*>(call.x);
-    if (lane == Lane::bf16) return {x, 2, 0, {}};
-    if (call.x_dtype == DType::f32) return {x, 4, 0, {}};
+    if (lane == Lane::bf16) return {x, x + 2 * n, 2, 0, {}};
+    if (call.x_dtype == DType::f32) return {x, x + 4 * n, 4, 0, {}};
     uint8_t* out = image_workspace.reserve(round_up(n, F32Block::chunk) * 4);
     widen(call, reinterpret_cast<float*>(out));
-    return {out, 4, 0, {}};
+    return {out, out + 4 * n, 4, 0, {}};
 }
 
 }  // namespace gossamer

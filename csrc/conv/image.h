@@ -9,6 +9,7 @@ namespace gossamer {
 
 struct Image {
     const uint8_t* data;  // NHWC
+    const uint8_t* end;
     int64_t element_bytes;
     uint8_t zero;               // the byte that stands for zero
     std::vector<float> scales;  // s8: [batch]

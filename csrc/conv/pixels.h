@@ -38,33 +38,34 @@ uint32_t largest(const void* x, DType dtype, int64_t n) {
     return 0;
 }
 
-template <class T>
-uint32_t quantize_of(const QuantizePixels& p) {
+template <class T, bool clamp>
+void quantize_of(const QuantizePixels& p) {
     constexpr int64_t w = Vec::width;
     const T* x = static_cast<const T*>(p.x);
     const Vec before = broadcast(p.before), inverse = broadcast(p.inverse), top = broadcast(127.0f), bottom = broadcast(-127.0f);
-    AbsMax seen;
     const auto quantized = [&](Vec v) {
-        update(seen, v);
-        return maximum(minimum(v * before * inverse, top), bottom);
+        v = v * before * inverse;
+        return clamp ? maximum(minimum(v, top), bottom) : v;
     };
     int64_t i = 0;
     for (; i + w <= p.n; i += w) store_biased_u8(p.out + i, quantized(load_as(x + i)));
-    if (i < p.n) {
-        uint8_t tail[w];
-        store_biased_u8(tail, quantized(load_tail(x + i, p.n - i)));
-        std::memcpy(p.out + i, tail, static_cast<size_t>(p.n - i));
-    }
-    return reduce(seen);
+    if (i == p.n) return;
+    uint8_t tail[w];
+    store_biased_u8(tail, quantized(load_tail(x + i, p.n - i)));
+    std::memcpy(p.out + i, tail, static_cast<size_t>(p.n - i));
 }
 
-uint32_t quantize(const QuantizePixels& pixels) {
+template <class T>
+void quantize_as(const QuantizePixels& p) {
+    p.clamp ? quantize_of<T, true>(p) : quantize_of<T, false>(p);
+}
+
+void quantize(const QuantizePixels& pixels) {
     switch (pixels.x_dtype) {
-        case DType::f32: return quantize_of<float>(pixels);
-        case DType::bf16: return quantize_of<Bf16>(pixels);
-        case DType::f16: return quantize_of<F16>(pixels);
+        case DType::f32: return quantize_as<float>(pixels);
+        case DType::bf16: return quantize_as<Bf16>(pixels);
+        case DType::f16: return quantize_as<F16>(pixels);
     }
-    return 0;
 }
 
 }  // namespace

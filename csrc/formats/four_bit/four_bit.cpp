@@ -202,8 +202,8 @@ void four_bit_unpack(const FourBitWeight& weight, uint8_t* codes, void* scales, 
     const FourBitLayout& l = weight.layout;
     for_each_row(l.N, threads, [&](int64_t n) {
         for (int64_t k = 0; k < l.K; k += 2) {
-            const int high = k + 1 < l.K ? code_at(weight, n, k + 1) : 0;
-            codes[n * ((l.K + 1) / 2) + k / 2] = static_cast<uint8_t>(code_at(weight, n, k) | high << 4);
+            // Behind an odd K lies a zero of the padding.
+            codes[n * ((l.K + 1) / 2) + k / 2] = static_cast<uint8_t>(code_at(weight, n, k) | code_at(weight, n, k + 1) << 4);
         }
         unpack_scales(weight, n, static_cast<char*>(scales));
         if (weight.zero_points == nullptr) return;

@@ -1,4 +1,4 @@
-#include "simd/avx512.h"
+#include "../../simd/avx512.h"
 
 #include "expand_lines.h"
 

@@ -4,8 +4,8 @@
 // and lost there: shifts and masks in place of the interleaves (lines from even and odd bytes), 30 % slower.
 #include <cstring>
 
+#include "../../simd/avx512.h"
 #include "expand_lines.h"
-#include "simd/avx512.h"
 #include "values.h"
 
 namespace gossamer {

@@ -1,4 +1,4 @@
-#include "simd/scalar.h"
+#include "../../simd/scalar.h"
 
 #include "expand_lines.h"
 

@@ -21,12 +21,13 @@ struct ConvShape {
     int64_t out_pixels() const { return out_height * out_width; }  // of a sample
 };
 
-// n values to bytes q + 128, q = round_half_even(x * before * inverse) clamped to [-127, 127]; any for NaN.
+// n values to bytes q + 128, q = round_half_even(x * before * inverse), any for NaN.
 struct QuantizePixels {
     const void* x;
     DType x_dtype;
     int64_t n;
     float before, inverse;
+    bool clamp;  // q to [-127, 127], where it could lie outside
     uint8_t* out;
 };
 
@@ -34,6 +35,7 @@ struct QuantizePixels {
 struct GatherPatches {
     const ConvShape& shape;
     const uint8_t* image;  // at the first channel of the group
+    const uint8_t* image_end;
     int64_t pixel_bytes;   // all channels
     int64_t tap_bytes;     // the channels of the group
     uint8_t zero;          // the byte that stands for zero
@@ -58,7 +60,7 @@ struct DepthwiseRun {
 struct ConvKernels {
     Isa isa;
     uint32_t (*largest)(const void* x, DType dtype, int64_t n);  // max |x| as the bits of an fp32; a NaN is above all
-    uint32_t (*quantize)(const QuantizePixels& pixels);          // returns what `largest` does
+    void (*quantize)(const QuantizePixels& pixels);
     void (*gather)(const GatherPatches& patches);
     void (*depthwise)(const DepthwiseRun& run);
 };

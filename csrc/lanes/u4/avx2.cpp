@@ -4,7 +4,8 @@
 // 3,810, and eight pairs fit: four lines of codes are added up in int16 before VPMADDWD widens them, once. Values of e2m1 reach 24, so
 // there two lines are (4 * 6,096 = 24,384). This is where 4 bits beat 8 on AVX2: int8 must be widened before it is multiplied (s8/avx2.cpp).
 //
-//   tile: up to 4 rows x 8 columns; per 64 codes 3 instructions to decode, and per row 2 products, 2 additions and a share of 2 to widen
+//   tile: 1 or 2 rows x 16 columns, 3 or 4 rows x 8; per 64 codes 3 instructions to decode, and per row 2 products, 2 additions and a share
+//   of 2 to widen
 #include <immintrin.h>
 
 #include <cstdint>
@@ -33,60 +34,92 @@ inline __m256 load_scales(const void* scales, int64_t index, ScaleType type) {
     return _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_cvtepu16_epi32(half), 16));
 }
 
+// Keeps g++ from rearranging: it would fold one load into two instructions, and add the pairs up as a tree, which needs more registers
+// than there are.
+inline void pin(__m256i& x) { asm("" : "+x"(x)); }
+
 // `lines` lines of codes: their products, summed in int16, then added to the int32 sums.
-template <bool coded, int rows, int lines>
-inline void multiply(__m256i (&sums)[rows], const int8_t* a, const uint8_t* b, __m256i table) {
+template <bool coded, int rows, int vectors, int lines>
+inline void multiply(__m256i (&sums)[rows][vectors], const int8_t* a, const uint8_t* b, __m256i table) {
     const __m256i nibble = _mm256_set1_epi8(0x0f);
-    __m256i pairs[rows];
+    __m256i pairs[rows][vectors];
 #pragma GCC unroll 4
     for (int i = 0; i < lines; ++i) {
-        const __m256i line = load(b + i * 64);
-        __m256i low = _mm256_and_si256(line, nibble), high = _mm256_and_si256(_mm256_srli_epi16(line, 4), nibble);
-        if constexpr (coded) {
-            low = _mm256_shuffle_epi8(table, low);
-            high = _mm256_shuffle_epi8(table, high);
-        }
+#pragma GCC unroll 2
+        for (int v = 0; v < vectors; ++v) {
+            __m256i line = load(b + i * 64 + v * 32);
+            pin(line);
+            __m256i low = _mm256_and_si256(line, nibble), high = _mm256_and_si256(_mm256_srli_epi16(line, 4), nibble);
+            if constexpr (coded) {
+                low = _mm256_shuffle_epi8(table, low);
+                high = _mm256_shuffle_epi8(table, high);
+            }
 #pragma GCC unroll 4
-        for (int r = 0; r < rows; ++r) {
-            const int8_t* words = a + r * U4Block::chunk + i * kLineK;
-            const __m256i first = _mm256_maddubs_epi16(low, broadcast_word(words));
-            pairs[r] = i == 0 ? first : _mm256_add_epi16(pairs[r], first);
-            pairs[r] = _mm256_add_epi16(pairs[r], _mm256_maddubs_epi16(high, broadcast_word(words + 4)));
+            for (int r = 0; r < rows; ++r) {
+                const int8_t* words = a + r * U4Block::chunk + i * kLineK;
+                const __m256i first = _mm256_maddubs_epi16(low, broadcast_word(words));
+                pairs[r][v] = i == 0 ? first : _mm256_add_epi16(pairs[r][v], first);
+                pairs[r][v] = _mm256_add_epi16(pairs[r][v], _mm256_maddubs_epi16(high, broadcast_word(words + 4)));
+                pin(pairs[r][v]);
+            }
         }
     }
 #pragma GCC unroll 4
-    for (int r = 0; r < rows; ++r) sums[r] = _mm256_add_epi32(sums[r], _mm256_madd_epi16(pairs[r], _mm256_set1_epi16(1)));
+    for (int r = 0; r < rows; ++r) {
+#pragma GCC unroll 2
+        for (int v = 0; v < vectors; ++v) {
+            sums[r][v] = _mm256_add_epi32(sums[r][v], _mm256_madd_epi16(pairs[r][v], _mm256_set1_epi16(1)));
+        }
+    }
 }
 
-// Eight columns of a panel, from `column` on.
-template <bool coded, int rows>
+// 8 * vectors columns of a panel, from `column` on.
+template <bool coded, int rows, int vectors>
 void run_columns(const U4Block& block, const int8_t* a, const int32_t* a_sums, int64_t column, float* sum) {
     constexpr int lines = coded ? 2 : 4;
     const __m128i entries = coded ? _mm_loadu_si128(reinterpret_cast<const __m128i*>(block.t)) : _mm_setzero_si128();
     const __m256i table = _mm256_broadcastsi128_si256(entries);
     const int64_t step = block.group_k < U4Block::chunk ? block.group_k : U4Block::chunk;
     const uint8_t* b = block.b + column * 4;
-    __m256 totals[rows];
-    for (int r = 0; r < rows; ++r) totals[r] = _mm256_setzero_ps();
+    __m256 totals[rows][vectors];
+#pragma GCC unroll 4
+    for (int r = 0; r < rows; ++r) {
+#pragma GCC unroll 4
+        for (int v = 0; v < vectors; ++v) totals[r][v] = _mm256_setzero_ps();
+    }
     for (int64_t first_k = 0, g = 0; first_k < block.K; first_k += block.group_k, ++g) {
         const int64_t last_k = first_k + block.group_k < block.K ? first_k + block.group_k : block.K;
         const int64_t constants = g * kPanelColumns + column;
-        __m256i sums[rows];
-        for (int r = 0; r < rows; ++r) sums[r] = _mm256_set1_epi32(a_sums[r * block.groups + g]);
-        if (block.zero_points != nullptr) {
-            const __m128i bytes = _mm_loadl_epi64(reinterpret_cast<const __m128i*>(block.zero_points + constants));
-            for (int r = 0; r < rows; ++r) sums[r] = _mm256_mullo_epi32(sums[r], _mm256_cvtepu8_epi32(bytes));
+        __m256i sums[rows][vectors];
+#pragma GCC unroll 4
+        for (int v = 0; v < vectors; ++v) {
+#pragma GCC unroll 4
+            for (int r = 0; r < rows; ++r) sums[r][v] = _mm256_set1_epi32(a_sums[r * block.groups + g]);
+            if (block.zero_points == nullptr) continue;
+            const __m128i bytes = _mm_loadl_epi64(reinterpret_cast<const __m128i*>(block.zero_points + constants + v * kColumns));
+#pragma GCC unroll 4
+            for (int r = 0; r < rows; ++r) sums[r][v] = _mm256_mullo_epi32(sums[r][v], _mm256_cvtepu8_epi32(bytes));
         }
         for (int64_t k = first_k; k < last_k; k += step) {
             const int8_t* words = a + k / U4Block::chunk * block.panel_rows * U4Block::chunk + k % U4Block::chunk;
             int64_t i = 0;
-            for (; i + lines * kLineK <= step; i += lines * kLineK, b += lines * 64) multiply<coded, rows, lines>(sums, words + i, b, table);
-            for (; i < step; i += 2 * kLineK, b += 2 * 64) multiply<coded, rows, 2>(sums, words + i, b, table);
+            for (; i + lines * kLineK <= step; i += lines * kLineK, b += lines * 64) {
+                multiply<coded, rows, vectors, lines>(sums, words + i, b, table);
+            }
+            for (; i < step; i += 2 * kLineK, b += 2 * 64) multiply<coded, rows, vectors, 2>(sums, words + i, b, table);
         }
-        const __m256 scales = load_scales(block.scales, constants, block.scale_type);
-        for (int r = 0; r < rows; ++r) totals[r] = _mm256_fmadd_ps(_mm256_cvtepi32_ps(sums[r]), scales, totals[r]);
+#pragma GCC unroll 4
+        for (int v = 0; v < vectors; ++v) {
+            const __m256 scales = load_scales(block.scales, constants + v * kColumns, block.scale_type);
+#pragma GCC unroll 4
+            for (int r = 0; r < rows; ++r) totals[r][v] = _mm256_fmadd_ps(_mm256_cvtepi32_ps(sums[r][v]), scales, totals[r][v]);
+        }
     }
-    for (int r = 0; r < rows; ++r) _mm256_storeu_ps(sum + r * kStripColumns + column, totals[r]);
+#pragma GCC unroll 4
+    for (int r = 0; r < rows; ++r) {
+#pragma GCC unroll 4
+        for (int v = 0; v < vectors; ++v) _mm256_storeu_ps(sum + r * kStripColumns + column + v * kColumns, totals[r][v]);
+    }
 }
 
 // The same block from panel j on.
@@ -103,8 +136,9 @@ void run_rows(const U4Block& block, const int8_t* a, int64_t m) {
     for (int64_t j = 0; j < block.n_panels; ++j) {
         const U4Block panel = from_panel(block, j);
         float* sum = block.sum + m * kStripColumns + j * kPanelColumns;
-        for (int64_t column = 0; column < kPanelColumns; column += kColumns) {
-            run_columns<coded, rows>(panel, a, block.a_sums + m * block.groups, column, sum);
+        constexpr int vectors = rows <= 2 ? 2 : 1;  // sixteen registers hold no more
+        for (int64_t column = 0; column < kPanelColumns; column += vectors * kColumns) {
+            run_columns<coded, rows, vectors>(panel, a, block.a_sums + m * block.groups, column, sum);
         }
     }
 }

@@ -195,10 +195,18 @@ def choose_entrants(
 def _peer_names(patterns: Sequence[str]) -> list[str]:
     if not patterns:
         return [name for name, peer in PEERS.items() if not peer.on_request]
-    unknown = [pattern for pattern in patterns if not fnmatch.filter(PEERS, pattern)]
-    if unknown:
+    found = {pattern: _matching(pattern) for pattern in patterns}
+    if unknown := [pattern for pattern, names in found.items() if not names]:
         raise ValueError(f"run_linear: {unknown} is no peer; there are {', '.join(PEERS)}")
-    return [name for pattern in patterns for name in fnmatch.filter(PEERS, pattern)]
+    return [name for names in found.values() for name in names]
+
+
+def _matching(pattern: str) -> list[str]:
+    """Peers that a name or glob means; gossamer's own must be named: schemes choose them."""
+    own = pattern.startswith("gossamer")
+    return [
+        name for name in fnmatch.filter(PEERS, pattern) if own or not name.startswith("gossamer")
+    ]
 
 
 def _held(scheme: str, isa: str) -> Entrant:

@@ -90,8 +90,11 @@ class FourBit:
     @property
     def nbytes(self) -> int:
         """Bytes of the packed weight: codes, scales, padding and header."""
+        return self._packed_bytes(None)
+
+    def _packed_bytes(self, zero_points: Tensor | None) -> int:
         return _ops_packing.four_bit_packed_bytes(
-            self.name, self.shape, self.scales, None, self.group_size
+            self.name, self.shape, self.scales, zero_points, self.group_size
         )
 
     @property

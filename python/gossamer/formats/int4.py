@@ -145,9 +145,7 @@ class Int4(FourBit):
     @property
     def nbytes(self) -> int:
         """Bytes of the packed weight: codes, scales, zero points, padding and header."""
-        return _ops_packing.four_bit_packed_bytes(
-            self.name, self.shape, self.scales, self.zero_points, self.group_size
-        )
+        return self._packed_bytes(self.zero_points)
 
     @property
     def settings(self) -> dict[str, Any]:

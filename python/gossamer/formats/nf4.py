@@ -124,5 +124,5 @@ class NF4(FourBit):
 def _codes(K: int, groups: Tensor, scales: Tensor) -> Tensor:
     levels = torch.tensor(NF4.codebook)
     values = divided(groups, scales.to(torch.float32)[:, :, None])
-    codes = torch.bucketize(values, (levels[1:] + levels[:-1]) / 2, out_int32=True)
+    codes = torch.bucketize(values.contiguous(), (levels[1:] + levels[:-1]) / 2, out_int32=True)
     return join_halves(codes.to(torch.uint8), K)

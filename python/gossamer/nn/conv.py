@@ -124,7 +124,8 @@ class Conv2d(PackedConv):
             in_two_dimensions(dilations, 1),
             groups,
         )
-        super().__init__(weight, geometry, in_channels, bias, dtype, activations, input_scale)
+        super().__init__(weight, geometry, in_channels, dtype, activations, input_scale)
+        self._set_bias(bias, out_channels)
         self.in_channels, self.out_channels, self.kernel_size = in_channels, out_channels, kernel
         self.stride, self.dilation, self.groups = strides, dilations, groups
         self.padding_mode = padding_mode

@@ -98,7 +98,7 @@ class ConvTranspose2d(PackedConv):
         for length in kernel:
             columns *= length
         geometry = Geometry(columns, (1, 1), (1, 1), (0, 0, 0, 0), (1, 1), groups)
-        super().__init__(weight, geometry, in_channels, None, dtype, activations, input_scale)
+        super().__init__(weight, geometry, in_channels, dtype, activations, input_scale)
         self._set_bias(bias, out_channels)
         self.in_channels, self.out_channels, self.kernel_size = in_channels, out_channels, kernel
         self.stride, self.dilation, self.groups = strides, dilations, groups

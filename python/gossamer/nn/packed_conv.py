@@ -30,8 +30,6 @@ class PackedConv(torch.nn.Module):
         Of the product with Ŵ.
     channels : int
         Of x.
-    bias : Tensor or Parameter, optional
-        Shape (out_channels,).
     dtype : torch.dtype
         What ``layer.weight.dtype`` says.
     activations : str, optional
@@ -63,7 +61,6 @@ class PackedConv(torch.nn.Module):
         weight: Format,
         geometry: Geometry,
         channels: int,
-        bias: Tensor | None,
         dtype: torch.dtype,
         activations: str | None,
         input_scale: float | None,
@@ -83,6 +80,9 @@ class PackedConv(torch.nn.Module):
         self.weight_error = self.dense_bytes = None
         self.register_buffer("packed", None, persistent=False)
         self._set_weight(weight)
+
+    def _set_bias(self, bias: Tensor | None, out_channels: int) -> None:
+        _check.bias(type(self).__name__, bias, out_channels)
         if bias is not None and not isinstance(bias, Parameter):
             bias = Parameter(bias)
         self.register_parameter("bias", bias)

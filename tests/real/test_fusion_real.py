@@ -1,0 +1,54 @@
+"""Fusion on real models: the same numbers as without, and everything that matches is fused."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+
+import gossamer as gs
+from gossamer.bench import models
+from gossamer.bench.assets import MINILM, SMOLLM2, Asset
+
+pytestmark = pytest.mark.real
+
+SENTENCES = ["a cat sat on the mat", "interest rates rose again", "the striker scored twice"]
+
+
+def unfused(model: torch.nn.Module) -> list[str]:
+    return [item.reason for item in gs.report(model).fusions if item.reason]
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_minilm(dtype: torch.dtype, need: Callable[[Asset], Path]) -> None:
+    need(MINILM)
+    dense, tokenizer = models.load_minilm()
+    plain = gs.compress(copy.deepcopy(dense), "int8", fuse=False).to(dtype)
+    fused = gs.compress(dense, "int8").to(dtype)
+    assert len(gs.report(fused).fusions) == 12  # six layers
+    assert unfused(fused) == []
+    want, got = (models.encode(model, tokenizer, SENTENCES) for model in (plain, fused))
+    # Embeddings have norm 1. Where GELU differs in its last bits, so may a rounding to int8.
+    assert ((want - got) ** 2).sum(1).max() < 0.02**2
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_smollm2(dtype: torch.dtype, need: Callable[[Asset], Path]) -> None:
+    pytest.importorskip("gguf")
+    pytest.importorskip("accelerate")
+    need(SMOLLM2)
+    dense, tokenizer = models.load_smollm2()
+    plain = gs.compress(copy.deepcopy(dense), "int8", fuse=False).to(dtype)
+    fused = gs.compress(dense, "int8").to(dtype)
+    assert len(gs.report(fused).fusions) == 60  # thirty layers
+    assert unfused(fused) == []
+    tokens = tokenizer("The capital of France is", return_tensors="pt")
+    with torch.no_grad():
+        assert torch.equal(plain(**tokens).logits, fused(**tokens).logits)
+        texts = [
+            model.generate(**tokens, max_new_tokens=12, do_sample=False) for model in (plain, fused)
+        ]
+    assert torch.equal(*texts)
