@@ -194,7 +194,7 @@ def test_errors(form: type[Any]) -> None:
         form.unpack(other.quantize(W).pack())
     packed = form.quantize(W).pack()
     for damaged in (packed[:-1], packed[:10], torch.cat([packed, packed]), packed[:0]):
-        with pytest.raises(ValueError, match="packed weight|bytes"):
+        with pytest.raises(ValueError, match=r"packed weight|bytes"):
             form.unpack(damaged.clone())
     for offset in (0, 8, 12, 16, 24, 32, 40):  # magic, layout, format, N, K, G, activations
         damaged = packed.clone()

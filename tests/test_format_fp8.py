@@ -113,9 +113,9 @@ def test_bf16_is_the_rounded_weight() -> None:
     W[2, 1] = 3.4e38  # rounds to infinity
     with pytest.raises(ValueError, match=r"BF16.quantize: W: NaN or infinity in row\(s\) 2$"):
         BF16.quantize(W)
-    with pytest.raises(TypeError, match="BF16: values: .*float32"):
+    with pytest.raises(TypeError, match=r"BF16: values: .*float32"):
         BF16(torch.zeros(2, 3))
-    with pytest.raises(ValueError, match="BF16.pack: activations: got 'int8', wanted 'exact'"):
+    with pytest.raises(ValueError, match=r"BF16.pack: activations: got 'int8', wanted 'exact'"):
         weight.pack("int8")
 
 

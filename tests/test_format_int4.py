@@ -25,13 +25,12 @@ def random_weight(shape: tuple[int, int], seed: int) -> Tensor:
 
 def codes_of(weight: Any) -> Tensor:
     """One code to an element: [N, K], by the definition of the canonical layout."""
-    N, K = weight.shape
-    halves = [(weight.codes[n, k // 2] >> (4 * (k % 2))) & 15 for n in range(N) for k in range(K)]
-    return torch.tensor(halves).view(N, K)
+    codes = weight.codes.long()
+    return torch.stack([codes & 15, codes >> 4], 2).view(codes.shape[0], -1)[:, : weight.shape[1]]
 
 
 def by_k(groups: Tensor, weight: Any) -> Tensor:
-    N, K = weight.shape
+    K = weight.shape[1]
     return groups.double().repeat_interleave(weight.group_size or K, 1)[:, :K]
 
 

@@ -21,6 +21,7 @@ import gossamer as gs
 from gossamer import _ops
 from gossamer.fusion.gated import GatedMLP
 from gossamer.nn.projections import Projection, share
+from gossamer.schemes import SCHEMES
 
 transformers = pytest.importorskip("transformers")
 
@@ -193,6 +194,23 @@ class TestSiblings:
             for want, got in zip(plain, siblings, strict=True):
                 assert torch.equal(got(x), want(x))
 
+    @pytest.mark.parametrize("scheme", SCHEMES)
+    def test_formats(self, scheme: str) -> None:
+        dense = [nn.Linear(192, N) for N in (256, 128, 48)]
+        plain = [gs.nn.Linear.from_dense(layer, scheme) for layer in dense]
+        for x in torch.randn(1, 192), torch.randn(20, 192).bfloat16():
+            siblings = share(plain)
+            for want, got in zip(plain, siblings, strict=True):
+                assert torch.equal(got(x), want(x))
+        for again in (copy.deepcopy(siblings), through_torch_save(siblings)):
+            for want, got in zip(plain, again, strict=True):
+                assert got.shares
+                assert torch.equal(got(x), want(x))
+                assert torch.equal(got.dequantize(), want.dequantize())
+                wanted = want.state_dict()
+                assert wanted.keys() == got.state_dict().keys()
+                assert all(torch.equal(got.state_dict()[key], wanted[key]) for key in wanted)
+
     def test_any_order_and_any_number_of_times(self) -> None:
         plain = self.layers()
         siblings = share(plain)
@@ -338,7 +356,7 @@ def through_pickle(model: nn.Module) -> Any:
     return pickle.loads(pickle.dumps(model))
 
 
-def through_torch_save(model: nn.Module) -> Any:
+def through_torch_save(model: Any) -> Any:
     file = io.BytesIO()
     torch.save(model, file)
     file.seek(0)
@@ -580,6 +598,13 @@ class TestNotFused:
         attention.key = attention.query
         self.check(model, {f"{SELF} {QKV}": "query: is in several places"})
         assert model.get_submodule(SELF).key is model.get_submodule(SELF).query
+
+    def test_formats_that_cannot_be_joined(self) -> None:
+        model = self.bert()  # layers of 64 rows, blocks of 128
+        gs.compress(model, "fp8-block")
+        (reason,) = reasons(model).values()
+        assert "blocks cannot be divided" in reason
+        assert type(model.get_submodule(SELF).query) is gs.nn.Linear
 
     def test_different_layers(self) -> None:
         model = self.bert()

@@ -42,14 +42,9 @@ public:
 
     void run(Address x, int x_dtype, const std::array<int64_t, 14>& shape, float input_scale, Address bias, int bias_dtype, Address out,
              int out_dtype, int threads, const char* isa) const {
-        Epilogue epilogue;
-        epilogue.bias = at<void>(bias);
-        epilogue.bias_dtype = dtype_of(bias_dtype);
-        epilogue.out = at<void>(out);
-        epilogue.out_dtype = dtype_of(out_dtype);
-        epilogue.out_row_stride = weight_.N();
         const Isa chosen = *isa == '\0' ? isa_active() : isa_from_name(isa);
-        const ConvCall call{at<void>(x), dtype_of(x_dtype), shape_of(shape), weight_, input_scale, epilogue, threads, chosen};
+        const ConvCall call{at<void>(x),          dtype_of(x_dtype), shape_of(shape),     weight_, input_scale, at<void>(bias),
+                            dtype_of(bias_dtype), at<void>(out),     dtype_of(out_dtype), threads, chosen};
         const py::gil_scoped_release release;
         conv2d(call);
     }

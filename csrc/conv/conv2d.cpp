@@ -38,12 +38,16 @@ private:
     int64_t pixel_bytes_, tap_bytes_, first_byte_;
 };
 
-// The epilogue of one group's part of the channels.
-Epilogue part_of(const Epilogue& whole, int64_t first_channel) {
-    Epilogue part = whole;
-    if (whole.bias != nullptr) part.bias = static_cast<const char*>(whole.bias) + first_channel * size_bytes(whole.bias_dtype);
-    part.out = static_cast<char*>(whole.out) + first_channel * size_bytes(whole.out_dtype);
-    return part;
+// Each group writes its own columns of the output.
+Epilogue epilogue_of(const ConvCall& call, int64_t group) {
+    const int64_t first_channel = group * call.weight.parts().front().N;
+    Epilogue e;
+    if (call.bias != nullptr) e.bias = static_cast<const char*>(call.bias) + first_channel * size_bytes(call.bias_dtype);
+    e.bias_dtype = call.bias_dtype;
+    e.out = static_cast<char*>(call.out) + first_channel * size_bytes(call.out_dtype);
+    e.out_dtype = call.out_dtype;
+    e.out_row_stride = call.weight.N();
+    return e;
 }
 
 void require(bool right, const char* argument, int64_t got, int64_t wanted) {
@@ -80,7 +84,7 @@ void conv2d(const ConvCall& call) {
     for (int64_t g = 0; g < w.groups(); ++g) {
         const Weight& part = w.parts()[static_cast<size_t>(g)];
         const PatchRows rows(call, image, g);
-        product({rows, s.batch * s.out_pixels(), part, lane, part_of(call.epilogue, g * part.N), call.threads, call.isa});
+        product({rows, s.batch * s.out_pixels(), part, lane, epilogue_of(call, g), call.threads, call.isa});
     }
 }
 

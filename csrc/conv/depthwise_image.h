@@ -6,7 +6,7 @@
 
 namespace gossamer {
 
-// A weight [channels, taps] as [taps][channels rounded up to 32] fp32.
+// A weight [channels, taps] as [taps][channels rounded up to 16] fp32.
 std::vector<float> depthwise_taps(const Weight& weight);
 
 void conv2d_depthwise(const ConvCall& call);

@@ -76,13 +76,10 @@ struct FlatWriter {
     const uint8_t* image_end;
 
     void copy(const uint8_t* from, int64_t n) {
-        if (n == 0) return;
-        if (image_end - from >= kLine) {
-            std::memcpy(to, from, kLine);
-        } else {
-            std::memcpy(to, from, static_cast<size_t>(n));
-        }
-        to += n;
+        uint8_t* const end = to + n;
+        for (; image_end - from >= kLine && to < end; to += kLine, from += kLine) std::memcpy(to, from, kLine);
+        if (to < end) std::memcpy(to, from, static_cast<size_t>(end - to));
+        to = end;
     }
     void fill(uint8_t value, int64_t n) {
         for (; n > 0; n -= kLine) {
@@ -176,7 +173,7 @@ void gather_flat(const GatherPatches& p, int64_t lines) {
 void gather(const GatherPatches& p) {
     const int64_t lines = (p.shape.taps() * p.tap_bytes + kLine - 1) / kLine;
     const int64_t piece = (side_by_side(p) ? p.shape.kernel_w : 1) * p.tap_bytes;
-    if (piece < kLine && (lines + 1) * kLine <= kFlatBytes) return gather_flat(p, lines);
+    if (piece % kLine != 0 && (lines + 1) * kLine <= kFlatBytes) return gather_flat(p, lines);
     gather_lines(p, lines);
 }
 

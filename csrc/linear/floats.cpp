@@ -67,7 +67,7 @@ private:
             [&](const Cell& cell, int64_t i) {
                 alignas(64) float acc[kMaxBlockRows * kStripColumns];
                 if (streamed) {
-                    multiply_streamed(a, cell, memory, acc);
+                    if (!multiply_codes(a, cell, acc)) multiply_streamed(a, cell, memory, acc);
                 } else {
                     const Element* strip = in_place_ != nullptr ? in_place_ + cell.first_column() * K64_ : memory + i * strip_size;
                     multiply(a, cell, strip, acc);
@@ -105,6 +105,16 @@ private:
             block.init = k == 0 ? kZeroColumns.values : nullptr;
             kernels_.run(block);
         }
+    }
+
+    // Straight from the codes, where the format can do that for this few rows. M decides, not the rows of the cell, so that the number of
+    // threads does not change the result.
+    bool multiply_codes(const Panels<Block>& a, const Cell& cell, float* acc) const {
+        if constexpr (std::is_same_v<W, Fp8Weight> && std::is_same_v<Block, Bf16Block>) {
+            if (call_.M > Fp8Rows::max_rows) return false;
+            return multiply_few_rows(weight_, cell.strip, call_.isa, {a.at(cell.first_row), a.panel_rows, cell.rows, acc});
+        }
+        return false;
     }
 
     void multiply_streamed(const Panels<Block>& a, const Cell& cell, Element* memory, float* acc) const {

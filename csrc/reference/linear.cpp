@@ -1,4 +1,4 @@
-// One output of a linear layer in fp64, from a row that has been quantized.
+// One output of a linear layer in fp64.
 #include <algorithm>
 #include <cmath>
 #include <numbers>
@@ -27,6 +27,16 @@ Preactivation preactivation(const QuantizedRow& x, const int8_t* values, const f
         int64_t sum = 0;
         for (int64_t k = first; k < last; ++k) sum += x.q[static_cast<size_t>(k)] * values[k];
         const double part = static_cast<double>(sum) * static_cast<double>(scales[first / group]) * static_cast<double>(x.scale);
+        z.value += part;
+        z.magnitude += std::fabs(part);
+    }
+    return z;
+}
+
+Preactivation preactivation(const double* x, const double* w, int64_t K, double bias, double addend) {
+    Preactivation z{bias + addend, std::fabs(bias) + std::fabs(addend)};
+    for (int64_t k = 0; k < K; ++k) {
+        const double part = x[k] * w[k];
         z.value += part;
         z.magnitude += std::fabs(part);
     }

@@ -34,5 +34,7 @@ struct Preactivation {
 };
 // values [K] and scales [groups] of one output channel; G = 0: one group. bias and addend already as numbers.
 Preactivation preactivation(const QuantizedRow& x, const int8_t* values, const float* scales, int64_t G, double bias, double addend);
+// The same for x [K] and one row of a dense weight [K], both as numbers.
+Preactivation preactivation(const double* x, const double* w, int64_t K, double bias, double addend);
 
 }  // namespace gossamer::reference

@@ -1,1 +1,307 @@
-int main() { return 77; }
+// Whole layers of every format, with int8 and with exact activations, against fp64: within the bounds of linear.h, the same bits for every
+// thread count, on every ISA.
+#include <cmath>
+#include <cstring>
+#include <string>
+#include <vector>
+
+#include "any_weight.h"
+#include "bounds.h"
+#include "check.h"
+#include "dispatch/lists.h"
+
+namespace gossamer::test {
+namespace {
+
+constexpr int kThreads[] = {2, 3, 5};
+
+// With a list of one kernel (one_kernel.cpp) every ISA would run the same one.
+std::vector<Isa> available_isas() {
+    if (s8_list().size() == 1 || bf16_list().size() == 1) return {isa_active()};
+    std::vector<Isa> isas;
+    for (int i = 0; i < kIsaCount; ++i) {
+        if (isa_available(static_cast<Isa>(i))) isas.push_back(static_cast<Isa>(i));
+    }
+    return isas;
+}
+
+struct Options {
+    DType x_dtype = DType::f32, out_dtype = DType::f32;
+    bool bias = true, addend = false;
+    DType bias_dtype = DType::f32;
+    Activation activation = Activation::none;
+};
+
+Options some_options(Random& random) {
+    const auto dtype = [&] { return kDTypes[random.integer(0, 2)]; };
+    return {dtype(),
+            dtype(),
+            random.integer(0, 2) > 0,
+            random.integer(0, 1) > 0,
+            dtype(),
+            static_cast<Activation>(random.integer(0, kActivationCount - 1))};
+}
+
+// One layer and its inputs; rows of x, out and addend are further apart than they are long.
+struct Layer {
+    const AnyWeight& weight;
+    int64_t M, x_stride, out_stride, addend_stride;
+    Options options;
+    Values x, bias;
+    Guarded<float> addend;
+
+    Layer(const AnyWeight& w, int64_t rows, const Options& o, uint64_t seed)
+        : weight(w),
+          M(rows),
+          x_stride(w.K + 3),
+          out_stride(w.N + 5),
+          addend_stride(w.N + 2),
+          options(o),
+          x(o.x_dtype, std::max<int64_t>((rows - 1) * x_stride + w.K, 0)),
+          bias(o.bias_dtype, w.N),
+          addend(std::max<int64_t>((rows - 1) * addend_stride + w.N, 0)) {
+        Random random(seed);
+        fill(x, random, 2.0);
+        fill(bias, random);
+        for (float& a : addend) a = static_cast<float>(random.uniform());
+    }
+    Values output() const { return Values(options.out_dtype, std::max<int64_t>((M - 1) * out_stride + weight.N, 0)); }
+    Values run(Isa isa, int threads) const {
+        Values out = output();
+        const Epilogue epilogue{options.bias ? bias.bytes() : nullptr,
+                                options.bias_dtype,
+                                options.activation,
+                                options.addend ? addend.data() : nullptr,
+                                addend_stride,
+                                out.data(),
+                                options.out_dtype,
+                                out_stride};
+        const Weight packed = weight.view();
+        linear({x.bytes(), options.x_dtype, M, x_stride, packed, epilogue, threads, isa});
+        return out;
+    }
+    std::string text() const {
+        return weight.text() + ", M = " + std::to_string(M) + ", " + dtype_name(options.x_dtype) + " to " + dtype_name(options.out_dtype) +
+               ", activation " + std::to_string(static_cast<int>(options.activation));
+    }
+};
+
+// The numbers that stand for row m of x.
+std::vector<double> row_of(const Layer& layer, int64_t m) {
+    std::vector<double> row(static_cast<size_t>(layer.weight.K));
+    const bool exact = layer.weight.kind.activations == Activations::exact;
+    reference::QuantizedRow quantized;
+    if (!exact) quantized = reference::quantize_row(layer.x.at(m * layer.x_stride), layer.options.x_dtype, layer.weight.K);
+    for (size_t k = 0; k < row.size(); ++k) {
+        row[k] = exact ? layer.x.get(m * layer.x_stride + static_cast<int64_t>(k)) : quantized.q[k] * static_cast<double>(quantized.scale);
+    }
+    return row;
+}
+
+struct Expected {
+    std::vector<double> value;
+    std::vector<double> bound, requantized_bound;  // with exact groups, and with one step per column
+};
+
+Expected expected_output(const Layer& layer) {
+    const AnyWeight& w = layer.weight;
+    const Options& o = layer.options;
+    const bool exact = w.kind.activations == Activations::exact;
+    // Roundings of fp32: of a float lane two per product, of the s8 lane two per group; then the epilogue's.
+    const int64_t roundings = 5 + 2 * (exact || w.kind.G == 0 ? (exact ? w.K : 1) : ceil_div(w.K, w.kind.G));
+    // The bf16 lane rounds what is expanded to it, unless every value is a bf16.
+    const double rounded = exact && o.x_dtype == DType::bf16 && w.kind.format != FormatId::bf16 ? 0x1p-9 : 0;
+    Expected e;
+    for (int64_t m = 0; m < layer.M; ++m) {
+        const std::vector<double> row = row_of(layer, m);
+        double size = 0;
+        for (const double x : row) size += std::fabs(x);
+        for (int64_t n = 0; n < w.N; ++n) {
+            const double bias = o.bias ? layer.bias.get(n) : 0, addend = o.addend ? layer.addend[m * layer.addend_stride + n] : 0.0f;
+            reference::Preactivation z = reference::preactivation(row.data(), w.dense.data() + n * w.K, w.K, bias, addend);
+            e.value.push_back(reference::activate(o.activation, z.value));
+            const double per_rounding = static_cast<double>(roundings) * kHalfUlp;
+            z.magnitude += rounded / per_rounding * z.magnitude;
+            e.bound.push_back(output_bound(z, roundings, o.activation, o.out_dtype));
+            z.magnitude += size * w.step[static_cast<size_t>(n)] / 2 * 1.01 / per_rounding;
+            e.requantized_bound.push_back(output_bound(z, roundings, o.activation, o.out_dtype));
+        }
+    }
+    return e;
+}
+
+// Few rows are multiplied from the codes, with exact groups; more where the ISA has no kernel for that.
+bool requantizes(const Layer& layer, Isa isa) {
+    if (!layer.weight.kind.four_bit() || layer.weight.kind.activations == Activations::exact) return false;
+    const U4Kernels* u4 = find_kernels(u4_list(), isa);
+    return u4 == nullptr || layer.M > u4->max_rows || layer.weight.K > kMaxSumK;
+}
+
+void check_output(const Layer& layer, const Expected& wanted, const Values& out, bool requantized, const std::string& what) {
+    const Values untouched = layer.output();
+    const size_t element = static_cast<size_t>(size_bytes(out.dtype));
+    int64_t wrong = 0, strayed = 0;
+    for (int64_t i = 0; i < out.count; ++i) {
+        const int64_t m = i / layer.out_stride, n = i % layer.out_stride;
+        if (n >= layer.weight.N) {
+            strayed += std::memcmp(out.at(i), untouched.at(i), element) != 0;
+            continue;
+        }
+        const size_t at = static_cast<size_t>(m * layer.weight.N + n);
+        const double bound = requantized ? wanted.requantized_bound[at] : wanted.bound[at];
+        if (std::fabs(out.get(i) - wanted.value[at]) <= bound) continue;
+        if (wrong++ == 0) check_near(out.get(i), wanted.value[at], bound, what + ": [" + std::to_string(m) + ", " + std::to_string(n) + "]");
+    }
+    check(wrong == 0, what + ": " + std::to_string(wrong) + " outputs are wrong");
+    check(strayed == 0, what + ": wrote between the rows of the output");
+}
+
+// All ISAs and thread counts on one layer.
+void check_layer(const Layer& layer) {
+    const Expected wanted = expected_output(layer);
+    for (const Isa isa : available_isas()) {
+        const std::string what = std::string(isa_name(isa)) + ": " + layer.text();
+        const Values first = layer.run(isa, 1);
+        check_output(layer, wanted, first, requantizes(layer, isa), what);
+        for (const int threads : kThreads) {
+            const Values again = layer.run(isa, threads);
+            check(std::memcmp(first.bytes(), again.bytes(), static_cast<size_t>(first.size_in_bytes())) == 0,
+                  what + ": the same bits with " + std::to_string(threads) + " threads");
+        }
+    }
+}
+
+std::vector<AnyKind> all_kinds() {
+    constexpr ScaleType f32 = ScaleType::f32, f16 = ScaleType::f16, bf16 = ScaleType::bf16;
+    std::vector<AnyKind> kinds = {{FormatId::int8},           {FormatId::int8, f32, false, 32},
+                                  {FormatId::bf16},           {FormatId::fp8_e4m3},
+                                  {FormatId::fp8_e5m2},       {FormatId::fp8_e4m3, f32, false, 128},
+                                  {FormatId::fp8_e5m2, f32, false, 128}};
+    const Activations int8 = Activations::int8;
+    kinds.push_back({FormatId::int8, f32, false, 0, int8});
+    for (const Activations activations : {int8, Activations::exact}) {
+        kinds.push_back({FormatId::int4, f16, false, 128, activations});
+        kinds.push_back({FormatId::int4, f32, false, 16, activations});
+        kinds.push_back({FormatId::int4, bf16, true, 32, activations});
+        kinds.push_back({FormatId::int4, f32, true, 0, activations});
+        kinds.push_back({FormatId::nf4, bf16, false, 64, activations});
+        kinds.push_back({FormatId::nf4, f32, false, 0, activations});
+        kinds.push_back({FormatId::fp4, f16, false, 256, activations});
+        kinds.push_back({FormatId::mxfp4, ScaleType::e8m0, false, 32, activations});
+    }
+    return kinds;
+}
+
+// Every kind with every number of rows, and another choice of everything else.
+void test_shapes() {
+    Random random(1);
+    constexpr int64_t sides[][2] = {{1, 1}, {17, 40}, {33, 100}, {70, 257}, {15, 64}, {48, 530}, {32, 320}};
+    for (const AnyKind& kind : all_kinds()) {
+        for (const int64_t M : {0, 1, 2, 4, 5, 16, 17, 33, 130}) {
+            const auto& [N, K] = sides[random.integer(0, 6)];
+            const AnyWeight w(kind, N, K, random.bits());
+            check_layer(Layer(w, M, some_options(random), random.bits()));
+        }
+    }
+}
+
+// bf16 x on exact activations: the bf16 lane where the ISA has it.
+void test_bf16_lane() {
+    Random random(2);
+    for (AnyKind kind : all_kinds()) {
+        if (kind.activations == Activations::int8) continue;
+        for (const int64_t M : {3, 16, 35}) {
+            const AnyWeight w(kind, 40, 600, random.bits());
+            check_layer(Layer(w, M, {DType::bf16, DType::f32, true, false, DType::f32, Activation::none}, random.bits()));
+            const bool has = find_kernels(bf16_list(), isa_active()) != nullptr;
+            check((lane_of(w.view(), DType::bf16, isa_active()) == Lane::bf16) == has, kind.text() + ": lane of bf16");
+            check(lane_of(w.view(), DType::f16, isa_active()) == Lane::f32, kind.text() + ": lane of f16");
+        }
+    }
+}
+
+// Strips that keep exact groups: the kernels over all groups at once, and group by group where there are none.
+void test_exact_groups() {
+    Random random(3);
+    for (const FormatId format : {FormatId::int4, FormatId::nf4, FormatId::fp4}) {
+        for (const int64_t G : {16, 32, 64}) {
+            const AnyKind kind{format, ScaleType::f32, format == FormatId::int4 && G != 32, G, Activations::int8, true};
+            for (const int64_t M : {1, 4, 17, 34, 130}) {
+                const AnyWeight w(kind, 37, 12 * G + 21, random.bits());
+                check_layer(Layer(w, M, {}, random.bits()));
+            }
+        }
+    }
+}
+
+// Enough work for every thread count, and more than one slab, row block and block of K.
+void test_large() {
+    Random random(4);
+    for (const AnyKind& kind : all_kinds()) {
+        if (kind.G != 0 && kind.format != FormatId::int4 && kind.format != FormatId::fp8_e4m3) continue;
+        const AnyWeight wide(kind, 515, 1030, random.bits()), narrow(kind, 20, 40, random.bits());
+        check_layer(Layer(wide, random.integer(1, 4), {DType::bf16, DType::f32}, random.bits()));
+        check_layer(Layer(narrow, 2048 + 3, {DType::bf16, DType::bf16}, random.bits()));
+    }
+    const AnyKind int4{FormatId::int4, ScaleType::f16, false, 32, Activations::int8}, exact{FormatId::int4, ScaleType::f16, false, 32};
+    for (const AnyKind& kind : {int4, exact}) check_layer(Layer(AnyWeight(kind, 100, 1100, 5), 150, {DType::bf16, DType::f32}, 6));
+}
+
+// More than 65,536 k: sums of one int32 block after another.
+void test_long_k() {
+    const ScaleType f32 = ScaleType::f32;
+    for (const AnyKind& kind : {AnyKind{FormatId::int4, f32, false, 0, Activations::int8}, {FormatId::int4, f32, true, 256, Activations::int8},
+                                {FormatId::nf4, f32, false, 64, Activations::int8, true}, {FormatId::int4, f32, false, 64}}) {
+        const AnyWeight w(kind, 3, kMaxSumK + 130, 7);
+        for (const int64_t M : {2, 18}) check_layer(Layer(w, M, {}, 8));
+    }
+}
+
+// NaN and infinity in x: what IEEE makes of exact sums, a row of NaN where x is rounded; the other rows do not notice.
+void check_special_rows(const AnyKind& kind, int64_t M, DType x_dtype) {
+    const AnyWeight w(kind, 40, 130, 9);
+    Layer layer(w, M, {x_dtype, DType::f32, true, true}, 10);
+    const double specials[] = {std::nan(""), HUGE_VAL, -HUGE_VAL};
+    for (int64_t m = 0; m < 3; ++m) layer.x.set(m * layer.x_stride + 129 - 64 * m, specials[m]);
+    for (int64_t k = 0; k < w.K; ++k) layer.x.set(3 * layer.x_stride + k, 0);
+    const Expected wanted = expected_output(layer);
+    for (const Isa isa : available_isas()) {
+        const Values out = layer.run(isa, 2);
+        const std::string what = std::string(isa_name(isa)) + ": " + layer.text();
+        int64_t wrong = 0, noticed = 0;
+        for (int64_t i = 0; i < M * w.N; ++i) {
+            const double got = out.get(i / w.N * layer.out_stride + i % w.N), value = wanted.value[static_cast<size_t>(i)];
+            const double bound = (requantizes(layer, isa) ? wanted.requantized_bound : wanted.bound)[static_cast<size_t>(i)];
+            if (i / w.N < 3) {
+                wrong += std::isnan(value) ? !std::isnan(got) : got != value;
+            } else {
+                noticed += !(std::fabs(got - value) <= bound);
+            }
+        }
+        check(wrong == 0, what + ": " + std::to_string(wrong) + " outputs of rows with NaN or infinity");
+        check(noticed == 0, what + ": the other rows do not notice");
+    }
+}
+
+void test_special_rows() {
+    for (const AnyKind& kind : all_kinds()) {
+        for (const DType x_dtype : {DType::f32, DType::bf16}) {
+            for (const int64_t M : {4, 9, 20}) check_special_rows(kind, M, x_dtype);
+        }
+    }
+}
+
+}  // namespace
+}  // namespace gossamer::test
+
+int main() {
+    using namespace gossamer::test;
+    if (!gossamer::isa_available(gossamer::s8_list().back()->isa)) return kSkipped;
+    test_shapes();
+    test_bf16_lane();
+    test_exact_groups();
+    test_large();
+    test_long_k();
+    test_special_rows();
+    return finish();
+}

@@ -30,9 +30,19 @@ def test_minilm(dtype: torch.dtype, need: Callable[[Asset], Path]) -> None:
     fused = gs.compress(dense, "int8").to(dtype)
     assert len(gs.report(fused).fusions) == 12  # six layers
     assert unfused(fused) == []
+    # Layer by layer: from one to the next, GELU's last bits may turn a rounding to int8.
+    x = torch.randn(1, 9, 384).to(dtype)
+    with torch.no_grad():
+        for one, two in zip(plain.encoder.layer, fused.encoder.layer, strict=True):
+            for name in ("query", "key", "value"):
+                want, got = (each.attention.self.get_submodule(name)(x) for each in (one, two))
+                assert torch.equal(want, got)
+            want, got = one.intermediate(x), two.intermediate(x)
+            # In bfloat16 the unfused layer rounds before GELU too.
+            rtol, atol = (1e-5, 1e-6) if dtype is torch.float32 else (0.03, 0.003)
+            torch.testing.assert_close(got, want, rtol=rtol, atol=atol)
     want, got = (models.encode(model, tokenizer, SENTENCES) for model in (plain, fused))
-    # Embeddings have norm 1. Where GELU differs in its last bits, so may a rounding to int8.
-    assert ((want - got) ** 2).sum(1).max() < 0.02**2
+    assert ((want - got) ** 2).sum(1).max() < 0.11**2  # as far as int8 is from float32
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])

@@ -14,7 +14,7 @@ namespace {
 constexpr int64_t kGroupsLine = kStripColumns;  // floats or sums of one group of a strip
 
 // Re-quantizing may raise the RMS error by 2 %, so its variance by 4 %.
-constexpr float kVarianceRise = 0.04f;
+constexpr double kVarianceRise = 0.04;
 
 int64_t sum_k_of(const FourBitLayout& l, bool grouped) { return grouped ? l.group_k : std::min(l.K64, kMaxSumK); }
 
@@ -47,22 +47,24 @@ struct Requantization {
 
 Requantization choose_steps(const FourBitWeight& w, const Codebook& book, int64_t panel) {
     const FourBitLayout& l = w.layout;
-    float largest[kPanelColumns] = {}, squares[kPanelColumns] = {};
+    // In fp64, which holds the square of every scale.
+    double largest[kPanelColumns] = {}, squares[kPanelColumns] = {};
     for (int64_t g = 0; g < l.packed_groups; ++g) {
         const GroupConstants c = constants_of(w, book, panel, g);
         for (int64_t n = 0; n < kPanelColumns; ++n) {
             const float reach = w.zero_points == nullptr ? book.largest / book.unit : static_cast<float>(std::max<int>(c.zero[n], 15 - c.zero[n]));
-            largest[n] = std::max(largest[n], std::fabs(c.scale[n]) * reach);
-            squares[n] += c.scale[n] * c.scale[n];
+            const double scale = std::fabs(static_cast<double>(c.scale[n]));
+            largest[n] = std::max(largest[n], scale * static_cast<double>(reach));
+            squares[n] += scale * scale;
         }
     }
-    const float finest = book.finest / book.unit;
+    const double finest = static_cast<double>(book.finest / book.unit);
     Requantization r;
     for (int64_t n = 0; n < kPanelColumns; ++n) {
-        r.step[n] = largest[n] / 127.0f;
-        const float allowed = kVarianceRise * finest * finest * squares[n] / static_cast<float>(l.groups);
-        // Written so that a NaN counts as inaccurate.
-        r.accurate = r.accurate && r.step[n] * r.step[n] <= allowed;
+        const double step = largest[n] / 127, allowed = kVarianceRise * finest * finest * squares[n] / static_cast<double>(l.groups);
+        r.step[n] = static_cast<float>(step);
+        // Written so that a NaN counts as inaccurate, and an infinity too.
+        r.accurate = r.accurate && allowed - step * step >= 0;
     }
     return r;
 }

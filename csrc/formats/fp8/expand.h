@@ -22,8 +22,6 @@ struct Fp8Expand {
 
 // Few rows of bf16 times one panel, straight from the codes: nothing is written in between, which at one row costs more than the products.
 struct Fp8FewRows {
-    static constexpr int64_t max_rows = 4;
-
     FormatId format;
     const uint8_t* codes;  // of the panel
     int64_t K;             // a multiple of 32
@@ -31,7 +29,7 @@ struct Fp8FewRows {
     int64_t block_k;       // a multiple of 32
     const uint16_t* a;     // a panel of A (lane.h), at the first row
     int64_t panel_rows;
-    int64_t rows;  // 1 to max_rows
+    int64_t rows;  // 1 to Fp8Rows::max_rows
     float* sums;   // [rows][32], 16 of them
 };
 

@@ -110,7 +110,7 @@ void expand_bf16(const Fp8Weight& weight, const PanelRange& range, Isa isa, uint
 
 bool multiply_few_rows(const Fp8Weight& weight, int64_t strip, Isa isa, const Fp8Rows& rows) {
     const Fp8ExpandKernels& kernels = select_kernels(fp8_expand_list(), isa);
-    if (kernels.multiply == nullptr || rows.rows > Fp8FewRows::max_rows) return false;
+    if (kernels.multiply == nullptr || rows.rows > Fp8Rows::max_rows) return false;
     const Fp8Layout& l = weight.layout;
     constexpr float kOne = 1.0f;
     const int64_t K32 = round_up(l.K, 32), first = strip * kStripColumns, last = std::min(first + kStripColumns, l.N16);

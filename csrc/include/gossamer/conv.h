@@ -1,7 +1,8 @@
 // Two-dimensional convolution over NHWC images, whatever the format of its weight.
 //
-//   y[b,i,j,n] = activation( sum_{r,s,c} x[b, i*stride_h + r*dilation_h - pad_top, j*stride_w + s*dilation_w - pad_left, c]
-//                                        * W[n, (r,s,c)] + bias[n] )                  x is zero outside the image
+//   y[b,i,j,n] = bias[n] + sum_{r,s,c} x[b, i*stride_h + r*dilation_h - pad_top, j*stride_w + s*dilation_w - pad_left, c] * W[n, (r,s,c)]
+//
+// where x is zero outside the image.
 //
 // Shapes: x [batch, height, width, channels], y [batch, out_height, out_width, N], both contiguous. With G groups the channels and N fall
 // into G equal parts, and part g of y comes from part g of x: G packed weights of [N/G, K], K = kernel_h * kernel_w * channels / G.
@@ -12,7 +13,7 @@
 // all outputs of this sample NaN. Exact activations: the error of the lane (f32.h, bf16.h).
 //
 // Depthwise (G = channels = N): the image is the cost, so it is read once, as it is: whatever the format of the weight, its values meet the
-// unrounded x in fp32. Error: (taps + 2) * 2^-24 * sum_k |x||W|.
+// unrounded x in fp32, whose error conv_kernels.h gives.
 //
 // The output is bit-identical for every thread count.
 #pragma once
@@ -35,7 +36,7 @@ public:
     int64_t N() const { return N_; }
     int64_t K() const { return parts_.front().K; }
     const std::vector<Weight>& parts() const { return parts_; }
-    // Depthwise: [taps][channels rounded up to 32] fp32. Else empty.
+    // Depthwise: [taps][channels rounded up to 16] fp32. Else empty.
     const std::vector<float>& taps() const { return taps_; }
 
 private:
@@ -50,7 +51,10 @@ struct ConvCall {
     ConvShape shape;
     const ConvWeight& weight;
     float input_scale;  // of all samples, > 0; or 0: each has its own
-    Epilogue epilogue;  // without an addend; out_row_stride = N
+    const void* bias;   // [N] or null
+    DType bias_dtype;
+    void* out;
+    DType out_dtype;
     int threads;
     Isa isa;
 };

@@ -44,17 +44,21 @@ struct GatherPatches {
     uint8_t* panels;  // [row / R][K bytes / 64][R][64], the last line filled up with `zero`
 };
 
-// sum[p][c] = sum_{r,s} x[p][r,s][c] * taps[r,s][c] for neighbouring pixels p in one row of the output and up to 32 channels.
-// Added in fp32 in the order of (r, s), taps outside the image left out. |error| <= taps * 2^-24 * sum |x||taps|.
-struct DepthwiseRun {
+// One row of the output of a depthwise convolution:
+//
+//   out[x][c] = bias[c] + sum_{r,s} image[..][..][c] * taps[r,s][c]          in fp32, in the order of (r, s), rounded to out_dtype
+//
+// |error| before that rounding <= taps * 2^-24 * (|bias| + sum |x||taps|).
+struct DepthwiseRow {
     const ConvShape& shape;
-    const void* image;  // the sample, at the first channel
+    const void* image;  // the sample
     DType x_dtype;
-    const float* taps;  // at the first channel
+    int64_t out_y;
+    const float* taps;  // [taps][taps_stride], a multiple of 16 columns
     int64_t taps_stride;
-    int64_t channels;  // <= 32
-    int64_t out_y, first_x, last_x;
-    float* sum;  // [last_x - first_x][32]
+    const float* bias;  // [taps_stride]
+    void* out;          // [out_width][channels]
+    DType out_dtype;
 };
 
 struct ConvKernels {
@@ -62,7 +66,7 @@ struct ConvKernels {
     uint32_t (*largest)(const void* x, DType dtype, int64_t n);  // max |x| as the bits of an fp32; a NaN is above all
     void (*quantize)(const QuantizePixels& pixels);
     void (*gather)(const GatherPatches& patches);
-    void (*depthwise)(const DepthwiseRun& run);
+    void (*depthwise)(const DepthwiseRow& row);
 };
 
 }  // namespace gossamer

@@ -54,6 +54,8 @@ void dequantize(const Fp8Weight& weight, int64_t first_row, int64_t last_row, fl
 // rows have no such kernel. Sums come in another order than on the lane: the caller chooses by the M of its whole call, not by the rows of
 // a cell, so that they do not depend on the thread count.
 struct Fp8Rows {
+    static constexpr int64_t max_rows = 4;
+
     const uint16_t* a;
     int64_t panel_rows, rows;
     float* c;

@@ -82,6 +82,9 @@ def _fuse_one(
             for layer in pattern.layers
         }
         reason = pattern.why_not(name, module, inside, places)
-        if not reason:
-            pattern.apply(module, places)
+        try:
+            if not reason:
+                pattern.apply(module, places)
+        except ValueError as error:  # a format whose rows cannot be joined; nothing has changed
+            reason = str(error)
     return Fusion(name, pattern.layers, result, reason)

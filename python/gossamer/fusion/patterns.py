@@ -230,7 +230,10 @@ def _why_different(module: nn.Module, layers: tuple[str, ...]) -> str:
     found: list[Linear] = [getattr(module, layer) for layer in layers]
     same: dict[str, set[Any]] = {
         "in_features": {layer.in_features for layer in found},
-        "formats": {(layer.format, layer.group_size) for layer in found},
+        "formats": {
+            (layer.format, layer.group_size, layer.activations, *sorted(layer.settings.items()))
+            for layer in found
+        },
         "dtypes": {layer.dtype for layer in found},
         "dtypes of bias": {layer.bias.dtype for layer in found if layer.bias is not None},
     }

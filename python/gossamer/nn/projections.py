@@ -199,9 +199,8 @@ class _Shared:
         """Give the members one packed weight, if all have theirs and these fit together."""
         if not self.members or not all("_handle" in vars(member) for member in self.members):
             return
-        weights = [member.quantized() for member in self.members]
         try:
-            packed = type(weights[0]).cat(weights).pack()
+            packed = _pack_together(self.members)
         except ValueError:
             return
         self.adopt(packed)
@@ -251,7 +250,7 @@ class _PackedRows(PackedWeight):
 
     @property
     def _packed(self) -> Tensor:  # type: ignore[override]
-        return self._projection.quantized().pack()
+        return self._projection.quantized().pack(self._projection.activations)
 
 
 def share(layers: Sequence[Linear]) -> list[Projection]:
@@ -284,8 +283,7 @@ def share(layers: Sequence[Linear]) -> list[Projection]:
     for layer in layers:
         if layer.activation != "none":
             raise ValueError(f"share: layers: one has the activation {layer.activation!r}")
-    weights = [layer.quantized() for layer in layers]
-    packed = type(weights[0]).cat(weights).pack()
+    packed = _pack_together(layers)
     members = [Projection.__new__(Projection) for _ in layers]
     shared = _Shared(tuple(members))
     for layer, member in zip(layers, members, strict=True):
@@ -294,6 +292,15 @@ def share(layers: Sequence[Linear]) -> list[Projection]:
         member.__dict__["_shared"] = shared
     shared.adopt(packed)
     return members
+
+
+def _pack_together(layers: Sequence[Linear]) -> Tensor:
+    """The weights of layers, one after the other, as one; ValueError where they do not fit."""
+    kinds = {(layer.format, layer.activations) for layer in layers}
+    if len(kinds) > 1:
+        raise ValueError(f"share: layers: got {sorted(kinds)}, wanted one format for all")
+    weights = [layer.quantized() for layer in layers]
+    return type(weights[0]).cat(weights).pack(layers[0].activations)
 
 
 def _clearer(outputs: list[Tensor | None]) -> Callable[[object], None]:
