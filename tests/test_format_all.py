@@ -91,8 +91,11 @@ def test_pack_state_and_kernels_keep_every_bit(
 
 @kinds
 @pytest.mark.parametrize("shape", [(300, 70), (129, 129), (131, 1)])
-def test_rows_and_cat(form: type[Any], group_size: int | None, shape: tuple[int, int]) -> None:
-    weight = random_weight(form, *shape, group_size, seed=7)
+@pytest.mark.parametrize("seed", [5, 7])  # int4: with zero points and without
+def test_rows_and_cat(
+    form: type[Any], group_size: int | None, shape: tuple[int, int], seed: int
+) -> None:
+    weight = random_weight(form, *shape, group_size, seed)
     parts = [weight.rows(0, 128), weight.rows(128, shape[0])]
     assert same(form.cat(parts), weight)
     dense = parts[-1].dequantize()
@@ -100,7 +103,7 @@ def test_rows_and_cat(form: type[Any], group_size: int | None, shape: tuple[int,
     torch.testing.assert_close(dense, want, rtol=0, atol=0, equal_nan=True)
     for tensor in parts[0].state().values():
         numbers(tensor).zero_()  # in tensors of its own
-    assert same(weight, random_weight(form, *shape, group_size, seed=7))
+    assert same(weight, random_weight(form, *shape, group_size, seed))
 
 
 def test_what_does_not_fit_together_is_not_joined() -> None:
@@ -197,6 +200,8 @@ def test_errors(form: type[Any]) -> None:
         with pytest.raises(ValueError, match=r"packed weight|bytes"):
             form.unpack(damaged.clone())
     for offset in (0, 8, 12, 16, 24, 32, 40):  # magic, layout, format, N, K, G, activations
+        if form is BF16 and offset == 32:
+            continue  # no groups, and nothing reads how large they would be
         damaged = packed.clone()
         damaged[offset] += 77
         with pytest.raises(ValueError, match=r"packed|group|format|N|K"):

@@ -15,7 +15,6 @@ import numpy as np
 import pytest
 import torch
 from hypothesis import strategies as st
-from torch.utils._python_dispatch import TorchDispatchMode
 
 import gossamer as gs
 from gossamer.nn import weight as lazy
@@ -208,106 +207,6 @@ class TestStateDict:
         assert missing == ["weight", "weight_scale"]
         assert torch.equal(layer.packed, packed)
         assert bool((layer.bias == 1).all())
-
-
-class TestEveryScheme:
-    @pytest.mark.parametrize("scheme", gs.schemes.SCHEMES)
-    def test_state_dict_pickle_and_copies(self, scheme: str) -> None:
-        dense = torch.nn.Linear(71, 24)
-        layer = gs.nn.Linear.from_dense(dense, scheme, activation="relu")
-        other = gs.nn.Linear.from_dense(torch.nn.Linear(71, 24), scheme, activation="relu")
-        names = [*layer.quantized().state(), "bias"]
-        assert list(layer.state_dict()) == names
-        assert str(other.load_state_dict(layer.state_dict())) == "<All keys matched successfully>"
-        want = gs.Quantize(scheme).resolved().activations
-        for same_layer in (other, pickle.loads(pickle.dumps(layer)), copy.deepcopy(layer)):
-            assert same(layer, same_layer)
-            assert same_layer.activations == want
-        error = (layer.dequantize() - dense.weight).norm() / dense.weight.norm()
-        assert layer.weight_error == pytest.approx(float(error), rel=1e-4)
-        assert 0 < layer.weight_error < 0.2
-
-    @pytest.mark.parametrize("scheme", gs.schemes.SCHEMES)
-    def test_loading_a_dense_checkpoint_quantizes_with_the_same_settings(self, scheme: str) -> None:
-        first, second = torch.nn.Linear(71, 24), torch.nn.Linear(71, 24)
-        layer = gs.nn.Linear.from_dense(first, scheme)
-        assert not layer.load_state_dict(second.state_dict()).missing_keys
-        want = gs.nn.Linear.from_dense(second, scheme)
-        assert same(layer, want)
-        assert layer.weight_error == want.weight_error
-
-    def test_scale_dtypes_are_kept_when_quantizing_again(self) -> None:
-        dense = torch.nn.Linear(64, 8, bias=False)
-        weight = gs.formats.Int4.quantize(
-            dense.weight, 32, symmetric=False, scale_dtype=torch.bfloat16
-        )
-        layer = gs.nn.Linear(64, 8, weight=weight)
-        layer.load_state_dict(torch.nn.Linear(64, 8, bias=False).state_dict())
-        again = layer.quantized()
-        assert again.scales.dtype is torch.bfloat16
-        assert again.zero_points is not None
-        assert "symmetric=False, scale_dtype=bfloat16" in repr(layer)
-
-    def test_zero_points_are_loaded_and_missed(self) -> None:
-        dense = torch.nn.Linear(64, 8)
-        plain = gs.nn.Linear.from_dense(dense, "int4")
-        points = gs.nn.Linear.from_dense(dense, "int4-asym")
-        plain.load_state_dict(points.state_dict())
-        assert same(plain, points)
-        state = points.state_dict()
-        del state["weight_zero_point"]
-        with pytest.raises(RuntimeError, match=r'Missing key.*"weight_zero_point"'):
-            plain.load_state_dict(state)
-
-    def test_scales_of_blocks_go_by_the_name_of_deepseek(self) -> None:
-        dense = torch.nn.Linear(200, 130)
-        blocks = gs.nn.Linear.from_dense(dense, "fp8-block")
-        assert blocks.state_dict()["weight_scale_inv"].shape == (2, 2)
-        layer = gs.nn.Linear.from_dense(dense, "fp8")
-        layer.load_state_dict(blocks.state_dict())
-        assert same(layer, blocks)
-
-    def test_activations(self) -> None:
-        dense = torch.nn.Linear(64, 8)
-        exact = gs.nn.Linear.from_dense(dense, gs.Quantize("int8", activations="exact"))
-        assert exact.activations == "exact"
-        assert "activations=exact" in repr(exact)
-        x = torch.randn(3, 64)
-        want = x.double() @ exact.dequantize(torch.float64).T + dense.bias.double()
-        assert float((exact(x) - want).abs().max()) < 1e-5
-        assert not same(exact, gs.nn.Linear.from_dense(dense, "int8"))
-        assert "activations" not in repr(gs.nn.Linear.from_dense(dense, "fp8"))
-        weight = gs.formats.FP8.quantize(dense.weight)
-        with pytest.raises(ValueError, match=r"Linear: activations: got 'int8', wanted 'exact'"):
-            gs.nn.Linear(64, 8, weight=weight, activations="int8")
-
-    def test_schemes_name_what_is_wrong(self) -> None:
-        with pytest.raises(ValueError, match=r"scheme: got 'int3', wanted one of int8, .*, bf16$"):
-            gs.Quantize("int3")
-        with pytest.raises(ValueError, match=r"Quantize: group_size: got 16, wanted None, 32, 64"):
-            gs.Quantize("int8", group_size=16)
-        with pytest.raises(ValueError, match=r"Quantize: activations: got 'int8', wanted 'exact'"):
-            gs.Quantize("bf16", activations="int8")
-
-    def test_no_dense_copy_of_the_weight_is_made(self) -> None:
-        """Making a layer takes memory for pieces, not for a second dense weight."""
-        largest = 0
-
-        class Sizes(TorchDispatchMode):
-            def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None):
-                nonlocal largest
-                out = func(*args, **(kwargs or {}))
-                for tensor in torch.utils._pytree.tree_leaves(out):
-                    fresh = isinstance(tensor, torch.Tensor) and tensor.is_floating_point()
-                    if fresh and tensor.untyped_storage().data_ptr() != source:
-                        largest = max(largest, tensor.untyped_storage().nbytes())
-                return out
-
-        dense = torch.nn.Linear(2048, 4096, bias=False)
-        source = dense.weight.untyped_storage().data_ptr()
-        with Sizes(), torch.no_grad():
-            gs.nn.Linear.from_dense(dense, "int4")
-        assert 0 < largest <= 8 << 20  # of 32 MiB
 
 
 class TestCopies:

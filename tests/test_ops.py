@@ -237,53 +237,6 @@ class TestGradients:
         assert x.grad is not None
 
 
-EVERY_FORMAT = ["int8-weight-only", "int4", "int4-asym", "nf4", "fp4", "mxfp4", "fp8", "bf16"]
-
-
-@pytest.mark.parametrize("scheme", EVERY_FORMAT)
-class TestEveryFormat:
-    def layer(self, scheme: str) -> gs.nn.Linear:
-        return gs.nn.Linear.from_dense(torch.nn.Linear(70, 24), scheme, activation="gelu")
-
-    def test_opcheck(self, scheme: str) -> None:
-        layer, x = self.layer(scheme), torch.randn(2, 3, 70, requires_grad=True)
-        bias = layer.bias.detach().clone().requires_grad_()
-        torch.library.opcheck(_ops.linear_op, (x, layer.packed, bias, 24, "gelu"))
-        torch.library.opcheck(_ops.dequantize_op, (layer.packed, 24, 70, torch.bfloat16))
-
-    def test_direct_call_and_op_give_the_same_bits(self, scheme: str) -> None:
-        layer = self.layer(scheme)
-        for M in (1, 40):
-            x = torch.randn(M, 70)
-            with torch.no_grad():
-                want = _ops.linear_op(x, layer.packed, layer.bias, 24, "gelu")
-                assert torch.equal(layer(x), want)
-
-    def test_gradients_are_those_of_the_dequantized_layer(self, scheme: str) -> None:
-        layer = gs.nn.Linear.from_dense(torch.nn.Linear(70, 24), scheme)
-        x, dy = torch.randn(5, 70, requires_grad=True), torch.randn(5, 24)
-        layer(x).backward(dy)
-        W = layer.dequantize()
-        torch.testing.assert_close(x.grad, dy @ W, rtol=1e-5, atol=1e-5)
-        torch.testing.assert_close(layer.bias.grad, dy.sum(0), rtol=1e-5, atol=1e-5)
-
-    def test_compile_export_and_vmap(self, scheme: str) -> None:
-        torch._dynamo.reset()
-        layer, x = self.layer(scheme).eval(), torch.randn(4, 3, 70)
-        with torch.no_grad():
-            want = layer(x)
-            compiled = torch.compile(layer, fullgraph=True, backend="aot_eager")
-            assert torch.equal(compiled(x), want)
-            program = torch.export.export(layer, (x,))
-            assert torch.equal(program.module()(x), want)
-            assert torch.equal(torch.func.vmap(layer)(x), want)
-
-    def test_weight_attribute(self, scheme: str) -> None:
-        layer = self.layer(scheme)
-        assert (layer.weight.shape, layer.weight.dtype) == ((24, 70), torch.float32)
-        assert torch.equal(layer.dequantize(), layer.quantized().dequantize())
-
-
 class TestCompile:
     @pytest.fixture(autouse=True)
     def _fresh(self) -> None:

@@ -29,17 +29,17 @@ uint32_t abs_max_bits(const T* x, int64_t K) {
     return reduce(m0);
 }
 
-// One row into lines of 64 bytes, line_stride bytes apart.
-template <class T>
+// A row, or a group of one, into `part` bytes of each of its lines, which are line_stride bytes apart: 64 unless groups are shorter.
+template <int64_t part, class T>
 void store_row(const T* x, int64_t K, float before, float inverse, uint8_t* line, int64_t line_stride) {
     constexpr int64_t w = Vec::width;
     const Vec vbefore = broadcast(before), vinverse = broadcast(inverse);
     int64_t k = 0;
-    for (; k + kChunk <= K; k += kChunk, line += line_stride) {
-        for (int64_t j = 0; j < kChunk; j += w) store_biased_u8(line + j, load_as(x + k + j) * vbefore * vinverse);
+    for (; k + part <= K; k += part, line += line_stride) {
+        for (int64_t j = 0; j < part; j += w) store_biased_u8(line + j, load_as(x + k + j) * vbefore * vinverse);
     }
     if (k == K) return;
-    for (int64_t j = 0; j < kChunk; j += w) {
+    for (int64_t j = 0; j < part; j += w) {
         const int64_t left = K - k - j;
         const Vec v = left >= w ? load_as(x + k + j) : left > 0 ? load_tail(x + k + j, left) : broadcast(0.0f);
         store_biased_u8(line + j, v * vbefore * vinverse);
@@ -52,27 +52,49 @@ inline float float_of_bits(uint32_t bits) {
     return x;
 }
 
-template <class T>
+template <int64_t part, class T>
 void quantize_row(const T* x, int64_t K, uint8_t* line, int64_t line_stride, float* scale) {
     constexpr uint32_t infinity = 0x7f800000;
     const uint32_t bits = abs_max_bits(x, K);
     if (bits == 0 || bits >= infinity) {
         *scale = bits == 0 ? 0.0f : float_of_bits(0x7fc00000);
-        for (int64_t k = 0; k < K; k += kChunk, line += line_stride) std::memset(line, 128, kChunk);
+        for (int64_t k = 0; k < K; k += part, line += line_stride) std::memset(line, 128, part);
         return;
     }
     const float amax = float_of_bits(bits);
     *scale = amax / 127.0f;
     const float before = amax < 0x1p-100f ? 0x1p100f : 1.0f;
-    store_row(x, K, before, 127.0f / (amax * before), line, line_stride);
+    store_row<part>(x, K, before, 127.0f / (amax * before), line, line_stride);
+}
+
+// A row group by group; those shorter than a line are parts of it.
+template <int64_t part, class T>
+void quantize_groups(const QuantizeRows& rows, const T* x, uint8_t* line, float* scale) {
+    const int64_t K64 = padded_k(rows.K), G = rows.group_k, line_stride = rows.panel_rows * kChunk;
+    for (int64_t k = 0; k < K64; k += G, ++scale) {
+        uint8_t* to = line + k / kChunk * line_stride + k % kChunk;
+        if (k < rows.K) {
+            quantize_row<part>(x + k, k + G < rows.K ? G : rows.K - k, to, line_stride, scale);
+        } else {
+            *scale = 0;
+            std::memset(to, 128, part);
+        }
+    }
 }
 
 template <class T>
 void quantize_rows_of(const QuantizeRows& rows) {
-    const int64_t R = rows.panel_rows, line_stride = R * kChunk, panel_stride = R * padded_k(rows.K);
+    const int64_t R = rows.panel_rows, K64 = padded_k(rows.K), G = rows.group_k, groups = G == 0 ? 1 : (K64 + G - 1) / G;
     for (int64_t m = rows.first_row; m < rows.last_row; ++m) {
-        uint8_t* line = rows.panels + m / R * panel_stride + m % R * kChunk;
-        quantize_row(static_cast<const T*>(rows.x) + m * rows.x_row_stride, rows.K, line, line_stride, rows.scale + m);
+        const T* x = static_cast<const T*>(rows.x) + m * rows.x_row_stride;
+        uint8_t* line = rows.panels + m / R * R * K64 + m % R * kChunk;
+        float* scale = rows.scale + m * groups;
+        switch (G) {
+            case 0: quantize_row<kChunk>(x, rows.K, line, R * kChunk, scale); break;
+            case 16: quantize_groups<16>(rows, x, line, scale); break;
+            case 32: quantize_groups<32>(rows, x, line, scale); break;
+            default: quantize_groups<kChunk>(rows, x, line, scale); break;
+        }
     }
 }
 

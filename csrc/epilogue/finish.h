@@ -115,14 +115,20 @@ void finish(const FinishTile& tile, const Sum* sum) {
 void finish_s32(const FinishTile& tile, const int32_t* acc) { finish(tile, acc); }
 void finish_f32(const FinishTile& tile, const float* sum) { finish(tile, sum); }
 
-void scale_add(const int32_t* acc, const float* column_scale, int64_t M, int64_t columns, bool first, float* sum) {
-    for (int64_t m = 0; m < M; ++m, acc += kStripColumns, sum += kStripColumns) {
-        for (int64_t n = 0; n < columns; n += Vec::width) {
-            const Vec before = first ? broadcast(0.0f) : load(sum + n);
-            store(sum + n, multiply_add(load_s32(acc + n), load(column_scale + n), before));
+template <bool by_row>
+void scale_add_rows(const ScaleAdd& t) {
+    for (int64_t m = 0; m < t.M; ++m) {
+        const int32_t* acc = t.acc + m * kStripColumns;
+        float* sum = t.sum + m * kStripColumns;
+        const Vec row_scale = by_row ? broadcast(t.row_scale[m * t.row_scale_stride]) : broadcast(1.0f);
+        for (int64_t n = 0; n < t.columns; n += Vec::width) {
+            const Vec before = t.first ? broadcast(0.0f) : load(sum + n), a = load_s32(acc + n), column_scale = load(t.column_scale + n);
+            store(sum + n, by_row ? multiply_add(a * column_scale, row_scale, before) : multiply_add(a, column_scale, before));
         }
     }
 }
+
+void scale_add(const ScaleAdd& tile) { tile.row_scale == nullptr ? scale_add_rows<false>(tile) : scale_add_rows<true>(tile); }
 
 }  // namespace
 }  // namespace gossamer

@@ -19,12 +19,14 @@ public:
         const int64_t K = call_.weight.K;
         if (lane_ == Lane::s8) {
             return select_kernels(quantize_list(), call_.isa)
-                .run({x, call_.x_dtype, call_.x_row_stride, t.begin, t.end, K, t.panel_rows, static_cast<uint8_t*>(t.panels), t.scale});
+                .run({x, call_.x_dtype, call_.x_row_stride, t.begin, t.end, K, t.panel_rows, static_cast<uint8_t*>(t.panels), t.scale,
+                      t.group_k});
         }
         const ConvertRows rows{x, call_.x_dtype, call_.x_row_stride, t.begin, t.end, K, t.panel_rows, t.panels};
         if (lane_ == Lane::bf16) return copy_rows_bf16(rows);
         select_kernels(convert_list(), call_.isa).to_f32(rows);
     }
+    bool scales_groups() const override { return true; }
 
 private:
     const LinearCall& call_;
@@ -51,11 +53,14 @@ Weight weight_view(const void* packed, int64_t packed_bytes) {
 }
 
 Lane lane_of(const Weight& weight, DType x_dtype, Isa isa) {
-    if (weight.activations == Activations::int8) return Lane::s8;
+    if (weight.activations != Activations::exact) return Lane::s8;
     return x_dtype == DType::bf16 && find_kernels(bf16_list(), isa) != nullptr ? Lane::bf16 : Lane::f32;
 }
 
 void product(const ProductCall& call) {
+    if (call.weight.activations == Activations::int8_group && !call.rows.scales_groups()) {
+        throw std::invalid_argument("product: weight: got activations int8-group, wanted int8 or exact: the rows have one scale each");
+    }
     if (call.M == 0) return;
     switch (call.lane) {
         case Lane::s8: return product_s8(call);

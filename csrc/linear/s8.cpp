@@ -33,7 +33,8 @@ struct Piece {
     Cell cell;
     S8Strip strip;
 
-    const float* row_scale() const { return a.scale + cell.first_row; }
+    const float* row_scale() const { return a.scales_at(cell.first_row); }
+    bool row_groups() const { return a.group_k != 0; }
 };
 
 // acc [rows, 32] = the sums of sum block `s`.
@@ -84,14 +85,14 @@ void run_cell(const Piece& p) {
 
 void finish_scaled(const Piece& p, const float* sum) {
     const StripBias bias(p.job.call.epilogue, p.cell);
-    const Scales scales{p.row_scale(), kOneColumns.values};
+    const Scales scales{p.row_groups() ? kOneRows.values : p.row_scale(), kOneColumns.values};
     p.job.epilogue.finish_f32(finish_tile(p.job.call.epilogue, p.slab, p.cell, scales, bias), sum);
 }
 
-// sum [rows, 32] = the scaled sums of all groups, added in order.
+// sum [rows, 32] = the sums of all groups, scaled by the weight's scales and by those that groups of x have, added in order.
 void multiply_grouped(const Piece& p, float* sum) {
     const S8Strip& strip = p.strip;
-    if (p.job.s8.run_grouped != nullptr) {
+    if (p.job.s8.run_grouped != nullptr && !p.row_groups()) {
         const int64_t K = std::min(p.a.K, strip.sum_blocks * strip.sum_k);
         return p.job.s8.run_grouped({p.a.at(p.cell.first_row), p.a.panel_rows, p.a.panel_stride, strip.panels, strip.panel_stride,
                                      p.cell.n_panels(), p.cell.rows, K, strip.sum_k, strip.init, strip.scales, strip.group_stride, sum});
@@ -99,8 +100,9 @@ void multiply_grouped(const Piece& p, float* sum) {
     alignas(64) int32_t acc[kMaxBlockRows * kStripColumns];
     for (int64_t g = 0; g < strip.sum_blocks; ++g) {
         multiply(p.job.s8, p.a, p.cell, strip, g, acc);
-        const float* scales = strip.scales + g * strip.group_stride;
-        p.job.epilogue.scale_add(acc, scales, p.cell.rows, p.cell.n_panels() * kPanelColumns, g == 0, sum);
+        const float* row_scale = p.row_groups() ? p.row_scale() + g : nullptr;
+        p.job.epilogue.scale_add({p.cell.rows, p.cell.n_panels() * kPanelColumns, acc, strip.scales + g * strip.group_stride, row_scale,
+                                  p.a.groups, g == 0, sum});
     }
 }
 
@@ -132,6 +134,13 @@ void run_piece(const Piece& p) {
     run_cell(p);
 }
 
+S8Strip strip_of(const Int8Weight& weight, int64_t strip, const ProductCall& call, uint8_t* buffer) {
+    return s8_strip(weight, strip, call.isa, buffer);
+}
+S8Strip strip_of(const FourBitWeight& weight, int64_t strip, const ProductCall& call, uint8_t* buffer) {
+    return s8_strip(weight, strip, call.isa, buffer, call.weight.activations == Activations::int8_group);
+}
+
 template <class W>
 void run_slab(const Job& job, const W& weight, const Panels<S8Block>& a, int64_t slab, int64_t rows, Team team) {
     const int64_t strip_bytes = s8_strip_bytes(weight);
@@ -142,7 +151,7 @@ void run_slab(const Job& job, const W& weight, const Panels<S8Block>& a, int64_t
     S8Strip strips[kMaxStripsTogether];
     if (job.s8.begin != nullptr) job.s8.begin(a.panel_rows);
     for_each_cell(
-        shape, team, [&](int64_t strip, int64_t i) { strips[i] = s8_strip(weight, strip, job.call.isa, memory + i * strip_bytes); },
+        shape, team, [&](int64_t strip, int64_t i) { strips[i] = strip_of(weight, strip, job.call, memory + i * strip_bytes); },
         [&](const Cell& cell, int64_t i) { run_piece({job, a, slab, cell, strips[i]}); });
     if (job.s8.end != nullptr) job.s8.end();
 }
@@ -155,7 +164,8 @@ void run(const ProductCall& call, const W& weight) {
     for_each_slab<S8Block>(
         call.M, call.weight.K, threads, 0,
         [&](const Panels<S8Block>& a, int64_t slab, Range rows) { call.rows.fill(a.target(slab, rows)); },
-        [&](const Panels<S8Block>& a, int64_t slab, int64_t rows, Team team) { run_slab(job, weight, a, slab, rows, team); });
+        [&](const Panels<S8Block>& a, int64_t slab, int64_t rows, Team team) { run_slab(job, weight, a, slab, rows, team); },
+        row_group_k(call, weight.layout.G));
 }
 
 }  // namespace
@@ -171,7 +181,7 @@ void accumulate(const AccumulateCall& call) {
     const Int8Layout& w = call.weight.layout;
     if (call.M == 0) return;
     const S8Kernels& s8 = select_kernels(s8_list(), call.isa);
-    const Panels<S8Block> a(panels_workspace.reserve(Panels<S8Block>::size_bytes(call.M, w.K)), call.M, w.K);
+    const Panels<S8Block> a(panels_workspace.reserve(Panels<S8Block>::size_bytes(call.M, w.K, 0)), call.M, w.K, 0);
     for (int64_t m = 0; m < call.M; ++m) {
         uint8_t* line = a.at(m) + m % a.panel_rows * S8Block::chunk;
         for (int64_t k = 0; k < a.K; ++k) {

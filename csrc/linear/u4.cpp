@@ -29,10 +29,12 @@ U4Block strip_block(const FourBitWeight& w, const Codebook& book, int64_t strip)
 
 const U4Kernels* u4_for(const ProductCall& call, const FourBitWeight& weight) {
     const U4Kernels* u4 = find_kernels(u4_list(), call.isa);
-    if (u4 == nullptr || call.M > u4->max_rows || weight.layout.group_k > kMaxSumK) return nullptr;
+    if (u4 == nullptr || weight.layout.group_k > kMaxSumK) return nullptr;
     const Codebook& book = codebook(weight.format);
-    const auto largest = *std::max_element(std::begin(book.s8), std::end(book.s8));
-    return largest <= u4->max_value ? u4 : nullptr;
+    if (*std::max_element(std::begin(book.s8), std::end(book.s8)) > u4->max_value) return nullptr;
+    // Where groups of x have scales, the s8 lane takes its sums through memory for every group: only AMX is still worth that.
+    const bool any_rows = call.weight.activations == Activations::int8_group && call.isa < Isa::amx;
+    return any_rows || call.M <= u4->max_rows ? u4 : nullptr;
 }
 
 void product_u4(const ProductCall& call, const FourBitWeight& weight, const U4Kernels& u4) {
@@ -42,9 +44,10 @@ void product_u4(const ProductCall& call, const FourBitWeight& weight, const U4Ke
     const Constant<kStripColumns> unit(book.unit);
     const double bytes = static_cast<double>(l.size_bytes);
     const int threads = useful_threads({bytes, bytes * 2 * static_cast<double>(call.M), 150e3}, call.threads);
-    const auto sums_of = [&](const Panels<S8Block>& a) { return reinterpret_cast<int32_t*>(a.scale + round_up(call.M, 16)); };
+    const int64_t group_k = row_group_k(call, l.G);
+    const auto sums_of = [&](const Panels<S8Block>& a) { return reinterpret_cast<int32_t*>(a.end); };
     for_each_slab<S8Block>(
-        call.M, l.K, threads, call.M * l.packed_groups * 4,
+        call.M, l.K, threads, l.packed_groups * 4,
         [&](const Panels<S8Block>& a, int64_t slab, Range rows) {
             call.rows.fill(a.target(slab, rows));
             const int32_t offset = weight.zero_points == nullptr ? book.offset : 1;
@@ -52,7 +55,7 @@ void product_u4(const ProductCall& call, const FourBitWeight& weight, const U4Ke
         },
         [&](const Panels<S8Block>& a, int64_t slab, int64_t rows, Team team) {
             for_each_cell(
-                WalkShape{rows, a.panel_rows, l.N, u4.max_rows, kMaxStripsTogether}, team, [](int64_t, int64_t) {},
+                WalkShape{rows, a.panel_rows, l.N, rows_in_l2(kMaxBlockRows, a.K), kMaxStripsTogether}, team, [](int64_t, int64_t) {},
                 [&](const Cell& cell, int64_t) {
                     alignas(64) float sum[kMaxBlockRows * kStripColumns];
                     U4Block block = strip_block(weight, book, cell.strip);
@@ -60,15 +63,17 @@ void product_u4(const ProductCall& call, const FourBitWeight& weight, const U4Ke
                     block.panel_rows = a.panel_rows;
                     block.a_panel_stride = a.panel_stride;
                     block.a_sums = sums_of(a) + cell.first_row * l.packed_groups;
+                    block.a_scales = group_k == 0 ? nullptr : a.scales_at(cell.first_row);
                     block.n_panels = cell.n_panels();
                     block.M = cell.rows;
                     block.sum = sum;
                     u4.run(block);
                     const StripBias bias(call.epilogue, cell);
-                    const Scales scales{a.scale + cell.first_row, unit.values};
+                    const Scales scales{group_k == 0 ? a.scales_at(cell.first_row) : kOneRows.values, unit.values};
                     epilogue.finish_f32(finish_tile(call.epilogue, slab, cell, scales, bias), sum);
                 });
-        });
+        },
+        group_k);
 }
 
 }  // namespace gossamer

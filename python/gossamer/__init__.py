@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import torch as _torch  # noqa: F401  # first: the extension then shares torch's OpenMP runtime
 
-from . import cpu, formats, kernels, nn
+from . import cpu, formats, kernels, nn, schemes
 from .compression import compress
 from .reporting import report
 from .schemes import Quantize
 
-__all__ = ["Quantize", "compress", "cpu", "formats", "kernels", "nn", "report"]
+__all__ = ["Quantize", "compress", "cpu", "formats", "kernels", "nn", "report", "schemes"]
 __version__ = "0.1.0"

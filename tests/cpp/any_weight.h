@@ -33,7 +33,10 @@ struct AnyWeight {
     std::vector<double> step;   // [N]: of the int8 values where groups may be re-quantized; else zeros
 
     AnyWeight(const AnyKind& k, int64_t n, int64_t columns, uint64_t seed) : kind(k), N(n), K(columns), step(static_cast<size_t>(n)) {
-        if (kind.four_bit()) return make_four_bit(seed);
+        if (kind.four_bit()) {
+            make_four_bit(seed);
+            return;
+        }
         kind.format == FormatId::int8 ? make_int8(seed) : kind.format == FormatId::bf16 ? make_bf16(seed) : make_fp8(seed);
         std::vector<float> values(static_cast<size_t>(N * K));
         std::visit([&](const auto& form) { dequantize(form, 0, N, values.data(), 1); }, view().form);

@@ -14,7 +14,7 @@ namespace gossamer::test {
 
 struct S8Shape {
     int64_t M, K, n_panels, panel_rows;
-    int64_t first_k = 0;  // where the block starts in its panels: 0, or 32 for the second group of 32 in a line
+    int64_t first_k = 0;  // where the block starts in its panels, below 64: a multiple of the group in a line
     int64_t spare = 0;    // bytes between panels that are not the block's
 
     int64_t N() const { return n_panels * kPanelColumns; }

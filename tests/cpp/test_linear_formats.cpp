@@ -1,5 +1,6 @@
 // Whole layers of every format, with int8 and with exact activations, against fp64: within the bounds of linear.h, the same bits for every
 // thread count, on every ISA.
+#include <algorithm>
 #include <cmath>
 #include <cstring>
 #include <string>
@@ -108,7 +109,7 @@ Expected expected_output(const Layer& layer) {
     const Options& o = layer.options;
     const bool exact = w.kind.activations == Activations::exact;
     // Roundings of fp32: of a float lane two per product, of the s8 lane two per group; then the epilogue's.
-    const int64_t roundings = 5 + 2 * (exact || w.kind.G == 0 ? (exact ? w.K : 1) : ceil_div(w.K, w.kind.G));
+    const int64_t groups = w.kind.G == 0 ? 1 : (w.K + w.kind.G - 1) / w.kind.G, roundings = 5 + 2 * (exact ? w.K : groups);
     // The bf16 lane rounds what is expanded to it, unless every value is a bf16.
     const double rounded = exact && o.x_dtype == DType::bf16 && w.kind.format != FormatId::bf16 ? 0x1p-9 : 0;
     Expected e;
@@ -134,7 +135,8 @@ Expected expected_output(const Layer& layer) {
 bool requantizes(const Layer& layer, Isa isa) {
     if (!layer.weight.kind.four_bit() || layer.weight.kind.activations == Activations::exact) return false;
     const U4Kernels* u4 = find_kernels(u4_list(), isa);
-    return u4 == nullptr || layer.M > u4->max_rows || layer.weight.K > kMaxSumK;
+    const auto& values = codebook(layer.weight.kind.format).s8;
+    return u4 == nullptr || layer.M > u4->max_rows || *std::max_element(std::begin(values), std::end(values)) > u4->max_value;
 }
 
 void check_output(const Layer& layer, const Expected& wanted, const Values& out, bool requantized, const std::string& what) {
@@ -208,10 +210,10 @@ void test_shapes() {
 // bf16 x on exact activations: the bf16 lane where the ISA has it.
 void test_bf16_lane() {
     Random random(2);
-    for (AnyKind kind : all_kinds()) {
+    for (const AnyKind& kind : all_kinds()) {
         if (kind.activations == Activations::int8) continue;
-        for (const int64_t M : {3, 16, 35}) {
-            const AnyWeight w(kind, 40, 600, random.bits());
+        for (const int64_t M : {3, 35}) {
+            const AnyWeight w(kind, 33, 530, random.bits());
             check_layer(Layer(w, M, {DType::bf16, DType::f32, true, false, DType::f32, Activation::none}, random.bits()));
             const bool has = find_kernels(bf16_list(), isa_active()) != nullptr;
             check((lane_of(w.view(), DType::bf16, isa_active()) == Lane::bf16) == has, kind.text() + ": lane of bf16");
@@ -226,7 +228,7 @@ void test_exact_groups() {
     for (const FormatId format : {FormatId::int4, FormatId::nf4, FormatId::fp4}) {
         for (const int64_t G : {16, 32, 64}) {
             const AnyKind kind{format, ScaleType::f32, format == FormatId::int4 && G != 32, G, Activations::int8, true};
-            for (const int64_t M : {1, 4, 17, 34, 130}) {
+            for (const int64_t M : {1, 17, 130}) {
                 const AnyWeight w(kind, 37, 12 * G + 21, random.bits());
                 check_layer(Layer(w, M, {}, random.bits()));
             }
@@ -241,7 +243,7 @@ void test_large() {
         if (kind.G != 0 && kind.format != FormatId::int4 && kind.format != FormatId::fp8_e4m3) continue;
         const AnyWeight wide(kind, 515, 1030, random.bits()), narrow(kind, 20, 40, random.bits());
         check_layer(Layer(wide, random.integer(1, 4), {DType::bf16, DType::f32}, random.bits()));
-        check_layer(Layer(narrow, 2048 + 3, {DType::bf16, DType::bf16}, random.bits()));
+        if (kind.G == 0) check_layer(Layer(narrow, 2048 + 3, {DType::bf16, DType::bf16}, random.bits()));
     }
     const AnyKind int4{FormatId::int4, ScaleType::f16, false, 32, Activations::int8}, exact{FormatId::int4, ScaleType::f16, false, 32};
     for (const AnyKind& kind : {int4, exact}) check_layer(Layer(AnyWeight(kind, 100, 1100, 5), 150, {DType::bf16, DType::f32}, 6));

@@ -6,10 +6,13 @@
 namespace gossamer::test {
 namespace {
 
+// Blocks of 16 are for kernels that have nothing of their own for groups.
+bool takes(const S8Kernels& kernel, int64_t K) { return K >= 32 || kernel.run_grouped == nullptr; }
+
 void check_problem(S8Problem& problem) {
     const std::vector<int64_t> product = problem.product();
     for (const S8Kernels* kernel : s8_list()) {
-        if (!isa_available(kernel->isa)) continue;
+        if (!isa_available(kernel->isa) || !takes(*kernel, problem.shape.K)) continue;
         for (const bool from_init : {true, false}) {
             const std::vector<int32_t> got = problem.run(*kernel, from_init);
             const std::vector<int64_t> wanted = problem.expected(product, from_init);
@@ -39,28 +42,30 @@ void test_tails() {
     }
 }
 
-void test_groups_of_32() {
+// Groups shorter than a line of A, from anywhere in it.
+void test_short_groups() {
     Random random(2);
     for (const int64_t M : row_counts()) {
-        for (const int64_t first_k : {0, 32}) {
-            for (const int64_t n_panels : {1, 2}) check_shape({M, 32, n_panels, std::min(M, kPanelRows), first_k}, random);
+        for (const int64_t n_panels : {1, 2}) {
+            for (const int64_t first_k : {0, 32}) check_shape({M, 32, n_panels, std::min(M, kPanelRows), first_k}, random);
+            for (const int64_t first_k : {0, 16, 32, 48}) check_shape({M, 16, n_panels, std::min(M, kPanelRows), first_k}, random);
         }
     }
 }
 
-// A group of 32 and a longer block in turn, between one begin and end: what the first changes must not last.
-void test_groups_of_32_among_others() {
+// A short group and a longer block in turn, between one begin and end: what the first changes must not last.
+void check_after_short_group(int64_t group_k) {
     Random random(8);
-    S8Problem half = random_problem({20, 32, 2, kPanelRows}, random), whole = random_problem({20, 128, 2, kPanelRows}, random);
+    S8Problem part = random_problem({20, group_k, 2, kPanelRows}, random), whole = random_problem({20, 128, 2, kPanelRows}, random);
     const std::vector<int64_t> wanted = whole.expected(whole.product(), true);
     for (const S8Kernels* kernel : s8_list()) {
-        if (!isa_available(kernel->isa)) continue;
+        if (!isa_available(kernel->isa) || !takes(*kernel, group_k)) continue;
         if (kernel->begin != nullptr) kernel->begin(kPanelRows);
-        half.run_blocks(*kernel, true);
+        part.run_blocks(*kernel, true);
         const std::vector<int32_t> got = whole.run_blocks(*kernel, true);
         if (kernel->end != nullptr) kernel->end();
         check_equal(got.data(), wanted.data(), static_cast<int64_t>(wanted.size()),
-                    std::string(isa_name(kernel->isa)) + ": after a group of 32");
+                    std::string(isa_name(kernel->isa)) + ": after a group of " + std::to_string(group_k));
     }
 }
 
@@ -115,10 +120,10 @@ void test_grouped() {
     Random random(7);
     for (const int64_t M : {1, 2, 3, 4, 5, 8, 15, 16, 17, 37}) {
         for (const int64_t n_panels : {1, 2}) {
-            for (const int64_t group_k : {32, 64, 128}) {
+            for (const int64_t group_k : {16, 32, 64, 128}) {
                 for (const int64_t K : {64, 192, 512}) check_grouped({M, K, n_panels, std::min(M, kPanelRows)}, group_k, random);
             }
-            check_grouped({M, 32, n_panels, std::min(M, kPanelRows)}, 32, random);
+            for (const int64_t group_k : {16, 32}) check_grouped({M, group_k, n_panels, std::min(M, kPanelRows)}, group_k, random);
         }
     }
 }
@@ -170,8 +175,8 @@ int main() {
     if (!gossamer::isa_available(gossamer::s8_list().back()->isa)) return kSkipped;
     test_contract();
     test_tails();
-    test_groups_of_32();
-    test_groups_of_32_among_others();
+    test_short_groups();
+    for (const int64_t group_k : {16, 32}) check_after_short_group(group_k);
     test_short_panels();
     test_strides();
     test_extremes();

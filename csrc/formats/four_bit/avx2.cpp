@@ -4,6 +4,7 @@
 #include <cstdint>
 #include <cstring>
 
+#include "../../simd/avx2.h"
 #include "expand.h"
 
 namespace gossamer {
@@ -81,5 +82,5 @@ inline void floats_line(const uint8_t* codes, const FourBitFloats& g, float* out
 
 namespace gossamer {
 extern const FourBitKernels four_bit_avx2;
-const FourBitKernels four_bit_avx2 = {Isa::avx2, expand<ValuesOp>, expand<RequantizeOp>, expand_floats};
+const FourBitKernels four_bit_avx2 = {Isa::avx2, convert_scales, find_ratios, expand<ValuesOp>, expand<RequantizeOp>, expand_floats};
 }  // namespace gossamer

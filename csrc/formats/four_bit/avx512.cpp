@@ -3,6 +3,7 @@
 
 #include <cstdint>
 
+#include "../../simd/avx512.h"
 #include "expand.h"
 
 namespace gossamer {
@@ -69,5 +70,5 @@ inline void floats_line(const uint8_t* codes, const FourBitFloats& g, float* out
 
 namespace gossamer {
 extern const FourBitKernels four_bit_avx512;
-const FourBitKernels four_bit_avx512 = {Isa::avx512, expand<ValuesOp>, expand<RequantizeOp>, expand_floats};
+const FourBitKernels four_bit_avx512 = {Isa::avx512, convert_scales, find_ratios, expand<ValuesOp>, expand<RequantizeOp>, expand_floats};
 }  // namespace gossamer

@@ -30,8 +30,19 @@ struct FourBitFloats {
     float* out;
 };
 
+// Constants of the groups of one panel, from where they are packed to where a strip wants them: 32 columns apart.
+struct FourBitScales {
+    const void* packed;  // [groups][16]
+    ScaleType type;      // f32, bf16 or f16
+    int64_t groups;
+    float* out;
+};
+
 struct FourBitKernels {
     Isa isa;
+    void (*scales)(const FourBitScales& scales);
+    // ratio = scale * per_step, rounded; [16]
+    void (*ratios)(const float* scale, const float* per_step, int16_t* ratio);
     // out = table[code] - zero
     void (*values)(const FourBitGroup& group);
     // out = round( (table[code] - zero) * ratio / 2^(15 - shift) ), in [-127, 127] by the choice of the ratio

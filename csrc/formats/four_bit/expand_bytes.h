@@ -8,6 +8,8 @@
 //   void add_fours(int32_t* sum, Bytes values)        adds the four int8 of each column
 //   void floats_line(const uint8_t* codes, const FourBitFloats&, float* out)
 //
+// and Vec of simd/<isa>.h.
+//
 // A line of 64 bytes is 16 columns x 4: so 16 bytes are 4 columns, of which the lower words are two columns and the upper ones two.
 #pragma once
 #include <cstdint>
@@ -76,6 +78,27 @@ void expand(const FourBitGroup& g) {
 
 void expand_floats(const FourBitFloats& g) {
     for (int64_t i = 0; i < g.lines; ++i) floats_line(g.codes + i * kLine, g, g.out + i * 8 * kPanelColumns);
+}
+
+inline Vec load_scale(const FourBitScales& s, int64_t i) {
+    if (s.type == ScaleType::f32) return load(static_cast<const float*>(s.packed) + i);
+    const uint16_t* bits = static_cast<const uint16_t*>(s.packed) + i;
+    return s.type == ScaleType::f16 ? load_f16(bits) : load_bf16(bits);
+}
+
+void convert_scales(const FourBitScales& s) {
+    for (int64_t g = 0; g < s.groups; ++g) {
+        for (int64_t n = 0; n < kPanelColumns; n += Vec::width) {
+            store(s.out + g * kStripColumns + n, load_scale(s, g * kPanelColumns + n));
+        }
+    }
+}
+
+void find_ratios(const float* scale, const float* per_step, int16_t* ratio) {
+    for (int64_t n = 0; n < kPanelColumns; ++n) {
+        const float x = scale[n] * per_step[n];
+        ratio[n] = static_cast<int16_t>(x < 0 ? x - 0.5f : x + 0.5f);
+    }
 }
 
 }  // namespace

@@ -2,6 +2,7 @@
 #include <cstdint>
 #include <cstring>
 
+#include "../../simd/scalar.h"
 #include "expand.h"
 
 namespace gossamer {
@@ -90,5 +91,5 @@ inline void floats_line(const uint8_t* codes, const FourBitFloats& g, float* out
 
 namespace gossamer {
 extern const FourBitKernels four_bit_scalar;
-const FourBitKernels four_bit_scalar = {Isa::scalar, expand<ValuesOp>, expand<RequantizeOp>, expand_floats};
+const FourBitKernels four_bit_scalar = {Isa::scalar, convert_scales, find_ratios, expand<ValuesOp>, expand<RequantizeOp>, expand_floats};
 }  // namespace gossamer

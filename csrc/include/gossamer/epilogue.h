@@ -48,10 +48,20 @@ struct FinishTile {
     int64_t out_row_stride;
 };
 
+// sum[m,n] = (first ? 0 : sum[m,n]) + float(acc[m,n]) * column_scale[n] * row_scale[m]
+struct ScaleAdd {
+    int64_t M, columns;    // columns 16 or 32
+    const int32_t* acc;    // [M][32]
+    const float* column_scale;
+    const float* row_scale;  // [M], row_scale_stride apart; null: 1
+    int64_t row_scale_stride;
+    bool first;
+    float* sum;  // [M][32]
+};
+
 struct EpilogueKernels {
     Isa isa;
-    // sum[m,n] = (first ? 0 : sum[m,n]) + float(acc[m,n]) * column_scale[n]; acc and sum are [M, 32], columns 16 or 32.
-    void (*scale_add)(const int32_t* acc, const float* column_scale, int64_t M, int64_t columns, bool first, float* sum);
+    void (*scale_add)(const ScaleAdd& tile);
     void (*finish_s32)(const FinishTile& tile, const int32_t* acc);  // acc [M, 32]
     void (*finish_f32)(const FinishTile& tile, const float* sum);    // sum [M, 32]
 };

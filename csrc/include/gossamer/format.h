@@ -19,9 +19,10 @@ namespace gossamer {
 
 enum class FormatId : uint32_t { int8 = 1, int4 = 2, nf4 = 3, fp4 = 4, mxfp4 = 5, fp8_e4m3 = 6, fp8_e5m2 = 7, bf16 = 8 };
 
-// What happens to x: int8 rounds each row (quantize.h) and multiplies on the s8 lane; exact multiplies x as it is, bf16 on the bf16 lane
-// where the ISA has one, everything else on the f32 lane.
-enum class Activations : uint8_t { int8 = 0, exact = 1 };
+// What happens to x: int8 rounds each row (quantize.h) and multiplies on the s8 lane; int8_group rounds each group of each row, the groups
+// being those of the weight, so that an outlier costs only its group the accuracy; exact multiplies x as it is, bf16 on the bf16 lane where
+// the ISA has one, everything else on the f32 lane.
+enum class Activations : uint8_t { int8 = 0, exact = 1, int8_group = 2 };
 
 enum class ScaleType : uint8_t { f32 = 0, bf16 = 1, f16 = 2, e8m0 = 3 };
 
@@ -40,14 +41,15 @@ struct PackedHeader {
 };
 static_assert(sizeof(PackedHeader) == 64);
 
-// "int8", "int4", ...; "int8", "exact"; "float32", "bfloat16", "float16", "e8m0".
+// "int8", "int4", ...; "int8", "exact", "int8-group"; "float32", "bfloat16", "float16", "e8m0".
 const char* name(FormatId format);
 const char* name(Activations activations);
 const char* name(ScaleType scale_type);
 
 // Throws std::invalid_argument unless the bytes begin with the header of a packed weight of this version, at an address that is a multiple
-// of 8. Every enum of the header holds one of its values afterwards; N, K and G are for the format to check.
+// of 8. Every enum of the header holds one of its values afterwards, and activations fit format and G; N, K and G are for the format to check.
 PackedHeader read_header(const void* packed, int64_t packed_bytes);
+// Throws std::invalid_argument where the format has no such activations, or int8_group has no groups.
 PackedHeader make_header(FormatId format, int64_t N, int64_t K, int64_t G, Activations activations);
 // Throws std::invalid_argument unless N, K >= 1 and N * K is far from overflowing.
 void check_shape(const char* format, int64_t N, int64_t K);
@@ -79,7 +81,7 @@ struct S8Strip {
 // What the driver asks of the weight W of a format, as overloaded functions:
 //
 //   int64_t s8_strip_bytes(const W&)                      bytes of buffer that s8_strip needs; 0: strips are used in place
-//   S8Strip s8_strip(const W&, int64_t strip, Isa, uint8_t* buffer)
+//   S8Strip s8_strip(const W&, int64_t strip, Isa, uint8_t* buffer)     4 bits: and whether groups keep their own scales
 //
 //   void expand_f32 (const W&, const PanelRange&, Isa, float* out)       values (times scale, unless channel_scales gives it)
 //   void expand_bf16(const W&, const PanelRange&, Isa, uint16_t* out)    the same rounded to nearest even bf16

@@ -80,7 +80,8 @@ void four_bit_unpack(const FourBitWeight& weight, uint8_t* codes, void* scales, 
 void dequantize(const FourBitWeight& weight, int64_t first_row, int64_t last_row, float* out, int threads);
 
 int64_t s8_strip_bytes(const FourBitWeight& weight);
-S8Strip s8_strip(const FourBitWeight& weight, int64_t strip, Isa isa, uint8_t* buffer);
+// exact_groups: no re-quantization to one scale per column.
+S8Strip s8_strip(const FourBitWeight& weight, int64_t strip, Isa isa, uint8_t* buffer, bool exact_groups = false);
 void expand_f32(const FourBitWeight& weight, const PanelRange& range, Isa isa, float* out);
 void expand_bf16(const FourBitWeight& weight, const PanelRange& range, Isa isa, uint16_t* out);
 inline const uint16_t* bf16_panels(const FourBitWeight&) { return nullptr; }

@@ -5,9 +5,15 @@
 // int8 activations: error against the exact product of the stored weight |y - x W^T| <= sum_k |W[n,k]| * scale[m] / 2 from rounding x, plus
 // fp32 rounding of the epilogue. Sums are exact integers. Exact activations: the error of the lane (f32.h, bf16.h).
 //
+// int8_group activations, with q and x_scale of quantize.h and integers w of the weight:
+//
+//   (A(x) W^T)[m,n] = sum_g ( sum_{k in g} q[m,k] * w[n,k] ) * w_scale[n,g] * x_scale[m,g]       added in fp32, in the order of g
+//
+// so the error from rounding x is at most sum_k |W[n,k]| * x_scale[m,k/G] / 2, and 3 roundings of fp32 are added per group.
+//
 // 4-bit weights with groups, int8 activations, many rows: the groups are re-quantized to one int8 scale per column while they are expanded,
 // which raises the RMS error of the output by at most 2 % over that of the format (format_four_bit.h); strips that would exceed it keep
-// exact group scaling.
+// exact group scaling, and so do all with int8_group activations.
 //
 // The output is bit-identical for every thread count. Threads share the panels of x and split the grid of (rows x strips of 32 columns).
 #pragma once
@@ -37,7 +43,7 @@ enum class Lane { s8, bf16, f32 };
 // The lane on which x of this dtype meets this weight.
 Lane lane_of(const Weight& weight, DType x_dtype, Isa isa);
 
-// Where the rows of A come from: fills panels (lane.h) of the lane, and for s8 a scale per row.
+// Where the rows of A come from: fills panels (lane.h) of the lane, and for s8 a scale per row, or per group of a row.
 class RowSource {
 public:
     struct Target {
@@ -45,9 +51,12 @@ public:
         int64_t begin, end;  // rows to fill, counted from first_row
         int64_t panel_rows;
         void* panels;
-        float* scale;  // [rows], s8 only
+        float* scale;         // [rows][groups], s8 only; groups = ceil(padded K / group_k), or 1
+        int64_t group_k = 0;  // k that share a scale; 0: all of a row
     };
     virtual void fill(const Target& target) const = 0;
+    // Whether fill heeds group_k. Weights with int8_group activations are refused where it does not.
+    virtual bool scales_groups() const { return false; }
 
 protected:
     ~RowSource() = default;
@@ -64,6 +73,7 @@ struct ProductCall {
     Isa isa;
 };
 
+// Throws std::invalid_argument where the weight wants scales that the rows do not have.
 void product(const ProductCall& call);
 
 struct LinearCall {

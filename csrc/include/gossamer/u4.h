@@ -2,6 +2,8 @@
 //
 //   sum[m,n] = sum_g scales[n,g] * float( sum_{k in g} q[m,k] * t[code[n,k]]  -  zero[n,g] * sum_{k in g} q[m,k] )      in the order of g
 //
+// and, where groups of x have scales of their own, a_scales[m,g] as one more factor.
+//
 // q in [-127, 127] is signed and t unsigned, because VPDPBUSD and VPMADDUBSW multiply unsigned by signed: so codes need no subtraction, and
 // the zero point costs one product per group, with the sum of q that all columns share.
 //
@@ -35,6 +37,7 @@ struct U4Block {
     ScaleType scale_type;
     const uint8_t* zero_points;  // likewise, or null: a_sums has the offset in it
     float* sum;                  // [M][32]
+    const float* a_scales = nullptr;  // [M][groups], or null: 1
 };
 
 // Rows of quantized activations made ready for U4Block: q + 128 -> q in place, and the sums.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -11,6 +12,7 @@ from torch import Tensor
 
 from .. import _check
 
+_BLOCK_ROWS = 128  # formats with blocks can be divided at multiples of this
 _CHUNK_ELEMENTS = 1 << 20  # of a weight in fp32 at a time: temporaries of 4 MiB
 
 
@@ -27,7 +29,7 @@ def dense_matrix(function: str, W: Tensor | np.ndarray[Any, Any]) -> Tensor:
 
 def row_chunks(N: int, K: int, multiple: int = 1) -> Iterator[slice]:
     """Consecutive rows, all N of them, few enough for temporaries of their size to be cheap."""
-    step = max(1, _CHUNK_ELEMENTS // K // multiple) * multiple
+    step = max(1, _CHUNK_ELEMENTS // (K * multiple)) * multiple
     return (slice(first, min(first + step, N)) for first in range(0, N, step))
 
 
@@ -82,6 +84,18 @@ def over_k(by_group: Tensor, group_size: int | None, K: int) -> Tensor:
     if group_size is None:
         return by_group
     return by_group.repeat_interleave(group_size, 1)[:, :K]
+
+
+def relative_error(dense: Tensor, weight: Any) -> float:
+    """``|W - Ŵ| / |W|`` (Frobenius) of a Format and what it was made from, some rows at a time."""
+    N, K = weight.shape
+    error = norm = 0.0
+    for rows in row_chunks(N, K, multiple=_BLOCK_ROWS):
+        part = dense[rows].to(torch.float32)
+        difference = weight.rows(rows.start, rows.stop).dequantize().sub_(part)
+        error += torch.linalg.vector_norm(difference).item() ** 2
+        norm += torch.linalg.vector_norm(part).item() ** 2
+    return math.sqrt(error / norm) if norm > 0 else 0.0
 
 
 def refuse_rows(function: str, finite: Tensor) -> None:

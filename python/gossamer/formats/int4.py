@@ -225,10 +225,10 @@ class Int4(FourBit):
         >>> bool((weight.rows(1, 3).codes == weight.codes[1:3]).all())
         True
         """
-        part = super().rows(first, last)
-        if self.zero_points is None:
-            return part
-        return replace(part, zero_points=self.zero_points[first:last].clone())
+        part = replace(self, zero_points=None)
+        part = super(Int4, part).rows(first, last)
+        points = self.zero_points
+        return part if points is None else replace(part, zero_points=points[first:last].clone())
 
     @classmethod
     def cat(cls, weights: Sequence[Int4]) -> Int4:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import math
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -13,11 +12,10 @@ from torch.nn import Parameter
 
 from .. import _check, _ops
 from ..formats import FORMATS, Format
+from ..formats.groups import relative_error
 from ..schemes import Quantize, as_quantize
 from .weight import PackedWeight
 
-_CHUNK_ELEMENTS = 1 << 20  # of a dense weight compared at a time
-_BLOCK_ROWS = 128  # formats with blocks can be divided at multiples of this
 _DENSE_DTYPES = (*_check.DTYPES, torch.float64)
 
 
@@ -275,16 +273,7 @@ class Linear(torch.nn.Module):
         self._own_names = tuple(weight.state())
 
     def _remember_dense(self, dense: Tensor, weight: Format) -> None:
-        N, K = weight.shape
-        error = norm = 0.0
-        step = max(1, _CHUNK_ELEMENTS // K // _BLOCK_ROWS) * _BLOCK_ROWS
-        for first in range(0, N, step):
-            last = min(first + step, N)
-            part = dense[first:last].to(torch.float32)
-            rounded = weight.rows(first, last).dequantize()
-            error += torch.linalg.vector_norm(rounded.sub_(part)).item() ** 2
-            norm += torch.linalg.vector_norm(part).item() ** 2
-        self.weight_error = math.sqrt(error / norm) if norm > 0 else 0.0
+        self.weight_error = relative_error(dense, weight)
         self.dense_bytes = dense.numel() * dense.element_size()
 
     def __setattr__(self, name: str, value: Any) -> None:
@@ -323,11 +312,15 @@ class Linear(torch.nn.Module):
     def __getstate__(self) -> dict[str, Any]:
         state = {name: value for name, value in self.__dict__.items() if name != "_handle"}
         state["_buffers"] = {**self._buffers, "packed": None}
-        state["_canonical"] = self.quantized().state()
+        # As bytes where elements are bytes: pickle cannot load float8.
+        state["_canonical"] = {
+            name: (tensor.view(torch.uint8) if tensor.itemsize == 1 else tensor, tensor.dtype)
+            for name, tensor in self.quantized().state().items()
+        }
         return state
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        canonical = state.pop("_canonical")
+        canonical = {name: t.view(dtype) for name, (t, dtype) in state.pop("_canonical").items()}
         super().__setstate__(state)  # type: ignore[no-untyped-call]
         form = FORMATS[self.format]
         self._set_weight(form.from_state(canonical, self.group_size, self.in_features))
@@ -373,9 +366,10 @@ class Linear(torch.nn.Module):
             dense = None
             weight = form.from_state(state, self.group_size, self.in_features)
         else:
-            missing_keys += [
-                key[: -len("weight")] + name for name in self._own_names if name not in state
-            ]
+            missing = [name for name in self._own_names if name not in state]
+            if not missing:
+                raise ValueError(f"got {', '.join(state)}, wanted one of {form.state_forms}")
+            missing_keys += [key[: -len("weight")] + name for name in missing]
             return
         if weight.shape != (self.out_features, self.in_features):
             raise ValueError(
