@@ -31,7 +31,7 @@ void check_damaged(const Guarded<uint8_t>& packed, FormatId other, const View& v
     for (const uint32_t format : {uint32_t{0}, uint32_t{9}}) {
         check_field(packed, offsetof(PackedHeader, format), format, "got format " + std::to_string(format), view);
     }
-    check_field(packed, offsetof(PackedHeader, activations), uint8_t{2}, "got activations 2", view);
+    check_field(packed, offsetof(PackedHeader, activations), uint8_t{3}, "got activations 3", view);
     check_field(packed, offsetof(PackedHeader, scale_type), uint8_t{4}, "got scale type 4", view);
     check_field(packed, offsetof(PackedHeader, has_zero_points), uint8_t{2}, "got zero points 2", view);
     constexpr int64_t kLargest = std::numeric_limits<int64_t>::max(), kSmallest = std::numeric_limits<int64_t>::min();

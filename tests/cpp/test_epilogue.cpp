@@ -176,15 +176,20 @@ void test_scale_add() {
         for (const int64_t columns : {16, 32}) {
             const int64_t M = 5;
             Guarded<int32_t> acc(M * kStripColumns);
-            Guarded<float> sum(M * kStripColumns), scale(columns);
+            const int64_t stride = 3;  // of the row scales
+            Guarded<float> sum(M * kStripColumns), scale(columns), row_scale((M - 1) * stride + 1);
             for (int32_t& a : acc) a = static_cast<int32_t>(random.integer(-1000000, 1000000));
             for (float& s : scale) s = static_cast<float>(random.uniform());
-            kernel.scale_add(acc.data(), scale.data(), M, columns, true, sum.data());
-            kernel.scale_add(acc.data(), scale.data(), M, columns, false, sum.data());
-            for (int64_t i = 0; i < sum.size(); ++i) {
-                if (i % kStripColumns >= columns) continue;
-                const double once = static_cast<double>(acc[i]) * scale[i % kStripColumns];
-                check_near(sum[i], 2 * once, 4 * kHalfUlp * std::fabs(2 * once), isa + ": scale_add");
+            for (float& s : row_scale) s = static_cast<float>(random.uniform());
+            for (const float* rows : {static_cast<const float*>(nullptr), static_cast<const float*>(row_scale.data())}) {
+                kernel.scale_add({M, columns, acc.data(), scale.data(), rows, stride, true, sum.data()});
+                kernel.scale_add({M, columns, acc.data(), scale.data(), rows, stride, false, sum.data()});
+                for (int64_t i = 0; i < sum.size(); ++i) {
+                    if (i % kStripColumns >= columns) continue;
+                    const double by_row = rows == nullptr ? 1.0 : static_cast<double>(rows[i / kStripColumns * stride]);
+                    const double once = static_cast<double>(acc[i]) * static_cast<double>(scale[i % kStripColumns]) * by_row;
+                    check_near(sum[i], 2 * once, 5 * kHalfUlp * std::fabs(2 * once), isa + ": scale_add");
+                }
             }
         }
     });

@@ -156,6 +156,81 @@ void test_error_bound() {
     }
 }
 
+// Each group of each row on its own, of rows [first, last); what belongs to other rows is left alone.
+void check_groups(const QuantizeKernels& kernel, const Input& in, int64_t R, int64_t G, int64_t first, int64_t last) {
+    const int64_t K64 = padded_k(in.K), groups = (K64 + G - 1) / G;
+    Guarded<uint8_t> panels((in.M + R - 1) / R * R * K64);
+    Guarded<float> scale(in.M * groups);
+    kernel.run({in.x.bytes(), in.x.dtype, in.stride, first, last, in.K, R, panels.data(), scale.data(), G});
+    const std::string what = std::string(isa_name(kernel.isa)) + ": " + dtype_name(in.x.dtype) + " " + std::to_string(in.M) + " x " +
+                             std::to_string(in.K) + ", groups of " + std::to_string(G) + ", R = " + std::to_string(R);
+    for (int64_t m = 0; m < in.M; ++m) {
+        const bool written = m >= first && m < last;
+        std::vector<uint8_t> got, expected;
+        std::vector<uint32_t> scale_bits, wanted_bits;
+        for (int64_t g = 0; g < groups; ++g) {
+            const int64_t begin = std::min(g * G, in.K), end = std::min(begin + G, in.K);
+            const reference::QuantizedRow wanted = reference::quantize_row(in.x.at(m * in.stride + begin), in.x.dtype, end - begin);
+            scale_bits.push_back(float_bits(scale[m * groups + g]));
+            wanted_bits.push_back(written ? float_bits(wanted.scale) : 0xa5a5a5a5);
+            for (int64_t k = g * G; k < std::min(g * G + G, K64); ++k) {
+                got.push_back(panels[m / R * R * K64 + (k / kChunk * R + m % R) * kChunk + k % kChunk]);
+                const int q = k < in.K ? wanted.q[static_cast<size_t>(k - begin)] : 0;
+                expected.push_back(static_cast<uint8_t>(written ? q + 128 : 0xa5));
+            }
+        }
+        check_equal(scale_bits.data(), wanted_bits.data(), groups, what + ": scales of row " + std::to_string(m));
+        check_equal(got.data(), expected.data(), K64, what + ": row " + std::to_string(m));
+    }
+}
+
+constexpr int64_t kGroups[] = {16, 32, 64, 128, 256};
+
+// Groups whose sizes differ by orders of magnitude.
+void test_groups() {
+    Random random(6);
+    for (const DType dtype : kDTypes) {
+        for (const int64_t G : kGroups) {
+            for (const int64_t K : {1, 15, 16, 17, 33, 64, 100, 129, 250, 320, 517}) {
+                const int64_t M = K % 2 == 0 ? 3 : 18;
+                Input in(dtype, M, K, K + K % 3);
+                fill(in.x, random);
+                for (int64_t m = 0; m < M; ++m) {
+                    for (int64_t k = 0; k < K; ++k) {
+                        const int64_t i = m * in.stride + k;
+                        in.x.set(i, std::ldexp(in.x.get(i), static_cast<int>((k / G * 5 + m) % 12)));
+                    }
+                }
+                for (const QuantizeKernels* kernel : quantize_list()) {
+                    if (isa_available(kernel->isa)) check_groups(*kernel, in, std::min(M, kPanelRows), G, M / 5, M);
+                }
+            }
+        }
+    }
+}
+
+// A NaN or an infinity marks its group and no other; so does a group of zeros, and one of tiny numbers.
+void test_special_groups() {
+    Random random(7);
+    const int64_t K = 300;
+    for (const DType dtype : kDTypes) {
+        for (const int64_t G : kGroups) {
+            for (const double special : {kNan, kInfinity, -kInfinity}) {
+                Input in(dtype, 20, K, K);
+                fill(in.x, random);
+                for (int64_t m = 0; m < in.M; ++m) in.x.set(m * K + random.integer(0, K - 1), special);
+                for (int64_t k = 0; k < K; ++k) {
+                    if (k / G % 2 == 0) in.x.set(5 * K + k, 0.0);
+                    if (k / G % 2 == 1) in.x.set(6 * K + k, std::ldexp(in.x.get(6 * K + k), dtype == DType::f16 ? -14 : -130));
+                }
+                for (const QuantizeKernels* kernel : quantize_list()) {
+                    if (isa_available(kernel->isa)) check_groups(*kernel, in, kPanelRows, G, 0, in.M);
+                }
+            }
+        }
+    }
+}
+
 }  // namespace
 }  // namespace gossamer::test
 
@@ -168,5 +243,7 @@ int main() {
     test_ties();
     test_every_16_bit_value();
     test_error_bound();
+    test_groups();
+    test_special_groups();
     return finish();
 }

@@ -73,9 +73,12 @@ inline void multiply(__m256i (&sums)[rows][vectors], const int8_t* a, const uint
     }
 }
 
-// 8 * vectors columns of a panel, from `column` on.
-template <bool coded, int rows, int vectors>
-void run_columns(const U4Block& block, const int8_t* a, const int32_t* a_sums, int64_t column, float* sum) {
+// 8 * vectors columns of a panel, from `column` on, and rows from m on, whose codes are at a. scaled: groups of A have scales.
+// Not inlined: g++ would allocate registers for all of its callers at once, and spill sums in the innermost loops.
+template <bool coded, bool scaled, int rows, int vectors>
+[[gnu::noinline]] void run_columns(const U4Block& block, const int8_t* a, int64_t m, int64_t column, float* sum) {
+    const int32_t* a_sums = block.a_sums + m * block.groups;
+    const float* a_scales = scaled ? block.a_scales + m * block.groups : nullptr;
     constexpr int lines = coded ? 2 : 4;
     const __m128i entries = coded ? _mm_loadu_si128(reinterpret_cast<const __m128i*>(block.t)) : _mm_setzero_si128();
     const __m256i table = _mm256_broadcastsi128_si256(entries);
@@ -112,7 +115,15 @@ void run_columns(const U4Block& block, const int8_t* a, const int32_t* a_sums, i
         for (int v = 0; v < vectors; ++v) {
             const __m256 scales = load_scales(block.scales, constants + v * kColumns, block.scale_type);
 #pragma GCC unroll 4
-            for (int r = 0; r < rows; ++r) totals[r][v] = _mm256_fmadd_ps(_mm256_cvtepi32_ps(sums[r][v]), scales, totals[r][v]);
+            for (int r = 0; r < rows; ++r) {
+                const __m256 total = _mm256_cvtepi32_ps(sums[r][v]);
+                if constexpr (scaled) {
+                    const __m256 a_scale = _mm256_set1_ps(a_scales[r * block.groups + g]);
+                    totals[r][v] = _mm256_fmadd_ps(_mm256_mul_ps(total, scales), a_scale, totals[r][v]);
+                } else {
+                    totals[r][v] = _mm256_fmadd_ps(total, scales, totals[r][v]);
+                }
+            }
         }
     }
 #pragma GCC unroll 4
@@ -131,31 +142,35 @@ U4Block from_panel(U4Block block, int64_t j) {
     return block;
 }
 
-template <bool coded, int rows>
+template <bool coded, bool scaled, int rows>
 void run_rows(const U4Block& block, const int8_t* a, int64_t m) {
     for (int64_t j = 0; j < block.n_panels; ++j) {
         const U4Block panel = from_panel(block, j);
         float* sum = block.sum + m * kStripColumns + j * kPanelColumns;
         constexpr int vectors = rows <= 2 ? 2 : 1;  // sixteen registers hold no more
         for (int64_t column = 0; column < kPanelColumns; column += vectors * kColumns) {
-            run_columns<coded, rows, vectors>(panel, a, block.a_sums + m * block.groups, column, sum);
+            run_columns<coded, scaled, rows, vectors>(panel, a, m, column, sum);
         }
     }
 }
 
-template <bool coded>
+template <bool coded, bool scaled>
 void run_few(const U4Block& block, const int8_t* a, int64_t rows, int64_t m) {
     switch (rows) {
-        case 1: return run_rows<coded, 1>(block, a, m);
-        case 2: return run_rows<coded, 2>(block, a, m);
-        case 3: return run_rows<coded, 3>(block, a, m);
-        default: return run_rows<coded, 4>(block, a, m);
+        case 1: return run_rows<coded, scaled, 1>(block, a, m);
+        case 2: return run_rows<coded, scaled, 2>(block, a, m);
+        case 3: return run_rows<coded, scaled, 3>(block, a, m);
+        default: return run_rows<coded, scaled, 4>(block, a, m);
     }
 }
 
 void run(const U4Block& block) {
     for_each_few_rows<4>(block, [&](const int8_t* a, int64_t rows, int64_t m) {
-        block.t == nullptr ? run_few<false>(block, a, rows, m) : run_few<true>(block, a, rows, m);
+        if (block.a_scales == nullptr) {
+            block.t == nullptr ? run_few<false, false>(block, a, rows, m) : run_few<true, false>(block, a, rows, m);
+        } else {
+            block.t == nullptr ? run_few<false, true>(block, a, rows, m) : run_few<true, true>(block, a, rows, m);
+        }
     });
 }
 

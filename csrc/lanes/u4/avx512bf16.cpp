@@ -22,5 +22,5 @@ inline __m512i look_up_high(Table table, __m512i line) { return look_up_low(tabl
 
 namespace gossamer {
 extern const U4Kernels u4_avx512bf16;
-const U4Kernels u4_avx512bf16 = {Isa::avx512bf16, 16, 255, run, center};
+const U4Kernels u4_avx512bf16 = {Isa::avx512bf16, 64, 255, run, center};
 }  // namespace gossamer

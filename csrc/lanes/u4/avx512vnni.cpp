@@ -23,5 +23,5 @@ inline __m512i look_up_high(Table table, __m512i line) { return look_up_low(tabl
 
 namespace gossamer {
 extern const U4Kernels u4_avx512vnni;
-const U4Kernels u4_avx512vnni = {Isa::avx512vnni, 16, 255, run, center};
+const U4Kernels u4_avx512vnni = {Isa::avx512vnni, 64, 255, run, center};
 }  // namespace gossamer

@@ -101,8 +101,11 @@ public:
     }
 };
 
-template <bool coded, int rows, int panels>
-void run_tile(const U4Block& block, const int8_t* a, const int32_t* a_sums, float* sum) {
+// From row m on, whose codes are at a. scaled: groups of A have scales.
+template <bool coded, bool scaled, int rows, int panels>
+void run_tile(const U4Block& block, const int8_t* a, int64_t m, float* sum) {
+    const int32_t* a_sums = block.a_sums + m * block.groups;
+    const float* a_scales = scaled ? block.a_scales + m * block.groups : nullptr;
     const Table table = coded ? make_table(block.t) : Table{};
     const int64_t step = block.group_k < U4Block::chunk ? block.group_k : U4Block::chunk;
     __m512 totals[rows][panels];
@@ -124,7 +127,15 @@ void run_tile(const U4Block& block, const int8_t* a, const int32_t* a_sums, floa
         for (int j = 0; j < panels; ++j) {
             const __m512 scales = load_scales(block.scales, (j * block.groups + g) * kPanelColumns, block.scale_type);
 #pragma GCC unroll 8
-            for (int r = 0; r < rows; ++r) totals[r][j] = _mm512_fmadd_ps(tile.total(r, j), scales, totals[r][j]);
+            for (int r = 0; r < rows; ++r) {
+                const __m512 total = tile.total(r, j);
+                if constexpr (scaled) {
+                    const __m512 a_scale = _mm512_set1_ps(a_scales[r * block.groups + g]);
+                    totals[r][j] = _mm512_fmadd_ps(_mm512_mul_ps(total, scales), a_scale, totals[r][j]);
+                } else {
+                    totals[r][j] = _mm512_fmadd_ps(total, scales, totals[r][j]);
+                }
+            }
         }
     }
 #pragma GCC unroll 8
@@ -143,32 +154,35 @@ U4Block second_panel(U4Block block) {
     return block;
 }
 
-template <bool coded, int rows>
+template <bool coded, bool scaled, int rows>
 void run_rows(const U4Block& block, const int8_t* a, int64_t m) {
-    const int32_t* a_sums = block.a_sums + m * block.groups;
     float* sum = block.sum + m * kStripColumns;
-    if (block.n_panels == 2 && rows <= kFewRows) return run_tile<coded, rows, 2>(block, a, a_sums, sum);
-    run_tile<coded, rows, 1>(block, a, a_sums, sum);
-    if (block.n_panels == 2) run_tile<coded, rows, 1>(second_panel(block), a, a_sums, sum + kPanelColumns);
+    if (block.n_panels == 2 && rows <= kFewRows) return run_tile<coded, scaled, rows, 2>(block, a, m, sum);
+    run_tile<coded, scaled, rows, 1>(block, a, m, sum);
+    if (block.n_panels == 2) run_tile<coded, scaled, rows, 1>(second_panel(block), a, m, sum + kPanelColumns);
 }
 
-template <bool coded>
+template <bool coded, bool scaled>
 void run_few(const U4Block& block, const int8_t* a, int64_t rows, int64_t m) {
     switch (rows) {
-        case 1: return run_rows<coded, 1>(block, a, m);
-        case 2: return run_rows<coded, 2>(block, a, m);
-        case 3: return run_rows<coded, 3>(block, a, m);
-        case 4: return run_rows<coded, 4>(block, a, m);
-        case 5: return run_rows<coded, 5>(block, a, m);
-        case 6: return run_rows<coded, 6>(block, a, m);
-        case 7: return run_rows<coded, 7>(block, a, m);
-        default: return run_rows<coded, 8>(block, a, m);
+        case 1: return run_rows<coded, scaled, 1>(block, a, m);
+        case 2: return run_rows<coded, scaled, 2>(block, a, m);
+        case 3: return run_rows<coded, scaled, 3>(block, a, m);
+        case 4: return run_rows<coded, scaled, 4>(block, a, m);
+        case 5: return run_rows<coded, scaled, 5>(block, a, m);
+        case 6: return run_rows<coded, scaled, 6>(block, a, m);
+        case 7: return run_rows<coded, scaled, 7>(block, a, m);
+        default: return run_rows<coded, scaled, 8>(block, a, m);
     }
 }
 
 void run(const U4Block& block) {
     for_each_few_rows<8>(block, [&](const int8_t* a, int64_t rows, int64_t m) {
-        block.t == nullptr ? run_few<false>(block, a, rows, m) : run_few<true>(block, a, rows, m);
+        if (block.a_scales == nullptr) {
+            block.t == nullptr ? run_few<false, false>(block, a, rows, m) : run_few<true, false>(block, a, rows, m);
+        } else {
+            block.t == nullptr ? run_few<false, true>(block, a, rows, m) : run_few<true, true>(block, a, rows, m);
+        }
     });
 }
 
