@@ -1,9 +1,10 @@
-"""The main job, on a real model: swap its linear layers for int8 ones and measure what it gives.
+"""The main job, on a real model: compress it in several schemes and measure what each gives.
 
-Prints a table; writes plots, one self-contained HTML page and the figures as JSON lines.
+Prints tables; writes plots, one self-contained HTML page and the figures as JSON lines.
 
-    python examples/demo.py                    MiniLM-L6, judged by people's similarities
-    python examples/demo.py --model smollm2    SmolLM2-135M, judged by perplexity
+    python examples/demo.py                          MiniLM-L6, judged by people's similarities
+    python examples/demo.py --model smollm2          SmolLM2-135M, judged by perplexity
+    python examples/demo.py --schemes int8,nf4,fp8   other schemes: docs/schemes.md has their names
 
 Needs the extras cli, report and hf: pip install 'gossamer[cli,report,hf]'
 """
@@ -27,8 +28,6 @@ from gossamer.bench import assets, environment
 from gossamer.bench.model import (
     BASELINE,
     DENSE_BF16,
-    INT8,
-    INT8_BF16,
     SUBJECTS,
     narrow_tables,
     run_model_benchmark,
@@ -36,11 +35,10 @@ from gossamer.bench.model import (
 )
 from gossamer.reporting import html, plots
 
-VARIANTS = (BASELINE, DENSE_BF16, INT8, INT8_BF16)
 TITLES = {"minilm": "MiniLM-L6 sentence encoder", "smollm2": "SmolLM2-135M language model"}
 MEANINGS = {
     "minilm": "input: sentences x tokens",
-    "smollm2": "task: read 256 tokens, or add one token after 256",
+    "smollm2": "task: read 256 tokens, or continue them by 16",
 }
 METRICS = {
     "WordSim353": "WordSim353\nSpearman (higher is better)",
@@ -50,11 +48,10 @@ METRICS = {
 }
 NOTES = {
     "minilm": "A case like 32 x 128 is sentences x tokens; error is the largest relative deviation "
-    "of the embeddings from dense fp32. Half of the model's fp32 bytes are its embedding table, "
-    "which is not quantized.",
-    "smollm2": "Prefill reads 256 tokens, decode adds one; error is the largest relative deviation "
-    "of the logits from dense fp32. The output head is tied to the embeddings and stays dense. The "
-    "published weights lie on a 4-bit grid (Q4_1): dense means dequantized Q4_1.",
+    "of the embeddings from dense fp32.",
+    "smollm2": "Prefill reads 256 tokens; decode continues them by 16, one at a time, through the "
+    "cache and the output head. Error is the largest relative deviation of the logits from dense "
+    "fp32. The published weights lie on a 4-bit grid (Q4_1): dense means dequantized Q4_1.",
 }
 NOTE = (
     "fp32 and bf16 name the type of the activations; speed-ups are over dense fp32; "
@@ -68,9 +65,10 @@ class Outcome:
     """Everything the demo found out."""
 
     model: str
+    variants: list[str]
     rows: list[dict[str, Any]]
-    layers: str
-    packing_seconds: float
+    reports: dict[str, str]  # of each scheme
+    packing_seconds: dict[str, float]
     environment: dict[str, Any]
 
 
@@ -78,11 +76,14 @@ def main() -> None:
     """Measure, print, write."""
     arguments = parse_arguments()
     out: Path = arguments.out
+    schemes = list(dict.fromkeys(name.strip() for name in arguments.schemes.split(",")))
+    if unknown := [name for name in schemes if name not in gs.schemes.SCHEMES]:
+        sys.exit(f"--schemes: got {', '.join(unknown)}, wanted of {', '.join(gs.schemes.SCHEMES)}")
     try:
         fetch_all(arguments.model)
     except RuntimeError as error:
         sys.exit(str(error))
-    outcome = measure(arguments.model, out, arguments.quick)
+    outcome = measure(arguments.model, schemes, out, arguments.quick)
     show(outcome)
     write_page(outcome, draw(outcome, out), out)
     console.print(f"\nWritten to {out}: {', '.join(sorted(path.name for path in out.iterdir()))}")
@@ -92,6 +93,7 @@ def parse_arguments() -> argparse.Namespace:
     """Read the command line."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("--model", choices=sorted(SUBJECTS), default="minilm")
+    parser.add_argument("--schemes", default="int8,int4", help="such as int8,int4,nf4")
     parser.add_argument("--out", type=Path, default=Path("build/demo"), metavar="DIR")
     parser.add_argument("--quick", action="store_true", help="fewer repetitions, rougher figures")
     return parser.parse_args()
@@ -105,7 +107,7 @@ def fetch_all(model: str) -> None:
         assets.fetch(asset, show_progress=True)
 
 
-def measure(model: str, out: Path, quick: bool) -> Outcome:
+def measure(model: str, schemes: list[str], out: Path, quick: bool) -> Outcome:
     """Time and judge the variants in processes of their own, then compress once more to report."""
     threads = torch.get_num_threads()
     columns = (
@@ -113,24 +115,33 @@ def measure(model: str, out: Path, quick: bool) -> Outcome:
         BarColumn(),
         TimeRemainingColumn(elapsed_when_finished=True),
     )
+    variants = [BASELINE, DENSE_BF16, *map(name_of, schemes)]
     with Progress(*columns, console=console) as progress:
         task = progress.add_task(TITLES[model], total=None)
         rows = run_model_benchmark(
             model,
             threads,
             out / f"{model}.jsonl",
-            variants=VARIANTS,
+            variants=variants,
             rounds=3 if quick else 9,
             windows=2 if quick else 8,
             on_progress=lambda done, total, text: progress.update(
                 task, completed=done, total=total, description=text
             ),
         )
-    dense, _ = SUBJECTS[model].load()
-    start = time.perf_counter()
-    gs.compress(dense, "int8")
-    seconds = time.perf_counter() - start
-    return Outcome(model, rows, str(gs.report(dense)), seconds, environment.describe(threads))
+    reports, seconds = {}, {}
+    for scheme in schemes:
+        dense, _ = SUBJECTS[model].load()
+        start = time.perf_counter()
+        gs.compress(dense, scheme)
+        seconds[scheme] = time.perf_counter() - start
+        reports[scheme] = str(gs.report(dense))
+    return Outcome(model, variants, rows, reports, seconds, environment.describe(threads))
+
+
+def name_of(scheme: str) -> str:
+    """What a row of the benchmark is called: activations in bf16, as the rest of the model."""
+    return f"gossamer {scheme}, bf16"
 
 
 def show(outcome: Outcome) -> None:
@@ -142,23 +153,25 @@ def show(outcome: Outcome) -> None:
         for line in lines:
             printed.add_row(*line)
         console.print(printed)
-    console.print(summary(outcome))
+    for scheme in outcome.reports:
+        console.print(summary(outcome, scheme))
     console.print(NOTE)
 
 
-def summary(outcome: Outcome) -> str:
-    """One sentence on what int8 with bf16 activations gives."""
-    dense, light = ([r for r in outcome.rows if r["contender"] == n] for n in (BASELINE, INT8_BF16))
+def summary(outcome: Outcome, scheme: str) -> str:
+    """One sentence on what a scheme gives."""
+    name = name_of(scheme)
+    dense, light = ([r for r in outcome.rows if r["contender"] == n] for n in (BASELINE, name))
     if any(row["failure"] for row in light):
-        return f"{INT8_BF16} failed: {light[0]['failure']}"
-    faster = ", ".join(f"{row['speedup']:.1f} times faster at {row['case']}" for row in light)
+        return f"{name} failed: {light[0]['failure']}"
+    faster = ", ".join(f"{row['speedup']:.1f} times the speed at {row['case']}" for row in light)
     quality = ", ".join(
-        f"{name} {value:.3f} (was {dense[0]['quality'][name]:.3f})"
-        for name, value in light[0]["quality"].items()
+        f"{metric} {value:.3f} (was {dense[0]['quality'][metric]:.3f})"
+        for metric, value in light[0]["quality"].items()
     )
     return (
-        f"{INT8_BF16}: {dense[0]['bytes'] / light[0]['bytes']:.1f} times smaller, {faster}; "
-        f"{quality}. Compressing took {outcome.packing_seconds:.2f} s; "
+        f"{name}: {dense[0]['bytes'] / light[0]['bytes']:.1f} times smaller, {faster}; "
+        f"{quality}. Compressing took {outcome.packing_seconds[scheme]:.2f} s; "
         f"{outcome.environment['threads']} threads."
     )
 
@@ -169,7 +182,7 @@ def draw(outcome: Outcome, out: Path) -> list[html.Block]:
     cases = list(dict.fromkeys(row["case"] for row in rows))
     speedups = {
         name: [row.get("speedup") for row in rows if row["contender"] == name]
-        for name in VARIANTS[1:]
+        for name in outcome.variants[1:]
     }
     speed = out / f"{outcome.model}-speed.png"
     plots.speedup_bars(speed, cases, speedups, BASELINE, MEANINGS[outcome.model])
@@ -184,7 +197,7 @@ def draw(outcome: Outcome, out: Path) -> list[html.Block]:
         times = [row.get("ms") for row in rows if row["case"] == case]
         panels.append(plots.Panel(f"Latency {case}, ms\n(lower is better)", times))
     overview = out / f"{outcome.model}-overview.png"
-    plots.metric_panels(overview, VARIANTS, panels)
+    plots.metric_panels(overview, outcome.variants, panels)
     return [
         html.Picture("Speed", speed, "Bars: speed-up over dense fp32, by case; table above"),
         html.Picture("Size, quality, latency", overview, "Bars for each form; table above"),
@@ -198,11 +211,12 @@ def write_page(outcome: Outcome, pictures: list[html.Block], out: Path) -> None:
     blocks = [
         html.Table("Measured", header, lines, f"{NOTES[outcome.model]} {NOTE}"),
         *pictures,
-        html.PlainText("Layers", outcome.layers),
+        *(html.PlainText(f"Layers, {name}", text) for name, text in outcome.reports.items()),
         html.Table("Environment", ["", ""], about),
     ]
-    title = f"gossamer: {TITLES[outcome.model]}, dense and int8"
-    html.write_page(out / f"{outcome.model}.html", title, summary(outcome), blocks)
+    title = f"gossamer: {TITLES[outcome.model]}, dense and {', '.join(outcome.reports)}"
+    summaries = " ".join(summary(outcome, scheme) for scheme in outcome.reports)
+    html.write_page(out / f"{outcome.model}.html", title, summaries, blocks)
 
 
 def plain(value: Any) -> str:

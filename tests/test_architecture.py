@@ -18,16 +18,19 @@ TECHNIQUES = ("quantization", "pruning", "factorization", "distillation")
 ALLOWED = {
     "_check": set(),
     "_ops": {"_C", "_check"},
+    "_ops_conv": {"_C", "_check", "_ops"},
     "_ops_embedding": {"_C", "_check", "_ops"},
+    "_ops_packing": {"_C", "_check"},
     "cpu": {"_C", "_check"},
-    "formats": {"_check", "_ops"},
+    "formats": {"_check", "_ops", "_ops_packing"},
     "kernels": {"_C", "_check", "_ops", "formats"},
     "schemes": {"_check", "formats"},
-    "nn": {"_check", "_ops", "_ops_embedding", "formats", "schemes"},
+    "nn": {"_check", "_ops", "_ops_conv", "_ops_embedding", "formats", "schemes"},
     "_progress": set(),
     "fusion": {"_progress", "nn"},
     "selection": {"_check", "nn"},
     "compression": {"_check", "_progress", "fusion", "nn", "schemes", "selection"},
+    "reporting": {"bench", "fusion", "nn", "selection"},
     "__init__": {"compression", "cpu", "formats", "kernels", "nn", "reporting", "schemes"},
 }
 

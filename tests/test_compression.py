@@ -28,11 +28,24 @@ def mlp() -> nn.Sequential:
 
 
 def packed_names(model: nn.Module) -> list[str]:
-    return [name for name, module in model.named_modules() if isinstance(module, gs.nn.Linear)]
+    """Modules, those inside them apart, that are packed."""
+    found = [
+        name
+        for name, module in model.named_modules()
+        if type(module).__module__.startswith("gossamer.nn")
+    ]
+    return [name for name in found if name.rpartition(".")[0] not in found]
 
 
 def reasons(model: nn.Module) -> dict[str, str]:
     return {item.name: item.reason for item in gs.report(model).left_alone}
+
+
+def tied_model() -> nn.ModuleDict:
+    parts = {"embed": nn.Embedding(96, 64), "body": nn.Linear(64, 64), "head": nn.Linear(64, 96)}
+    model = nn.ModuleDict(parts)
+    model["head"].weight = model["embed"].weight
+    return model
 
 
 class LoudLinear(nn.Linear):
@@ -128,8 +141,8 @@ class TestSwapping:
             gs.compress(nn.Linear(4, 4), "int8")
 
     def test_nothing_to_compress_is_an_error(self) -> None:
-        with pytest.raises(ValueError, match=r"compress: model: has no nn.Linear or Conv1D"):
-            gs.compress(nn.Sequential(nn.Conv2d(3, 3, 3)), "int8")
+        with pytest.raises(ValueError, match=r"compress: model: has no layer that .* nn\.Linear, "):
+            gs.compress(nn.Sequential(nn.Conv3d(3, 3, 3)), "int8")
 
 
 class TestPatterns:
@@ -212,14 +225,81 @@ class TestLeftAlone:
         for targets in (LoudLinear, "0"):
             assert packed_names(gs.compress(make(), "int8", targets=targets)) == ["0"]
 
-    def test_weights_tied_to_an_embedding(self) -> None:
-        model = nn.ModuleDict({"embed": nn.Embedding(10, 4), "head": nn.Linear(4, 10)})
-        model["head"].weight = model["embed"].weight
-        model["body"] = nn.Linear(4, 4)
+    def test_weights_tied_in_another_way(self) -> None:
+        model = tied_model()
+        model["again"] = nn.Linear(64, 96)
+        model["again"].weight = model["embed"].weight
         gs.compress(model, "int8")
         assert packed_names(model) == ["body"]
-        assert reasons(model) == {"head": "its weight is tied to embed.weight"}
+        assert set(reasons(model)) == {"embed", "head", "again"}
+        assert reasons(model)["again"] == "its weight is tied to embed.weight"
         assert model["head"].weight is model["embed"].weight
+
+    def test_one_of_a_tied_pair(self) -> None:
+        for name, other in (("embed", "head"), ("head", "embed")):
+            model = gs.compress(tied_model(), "int8", ignore=name)
+            assert packed_names(model) == ["body"]
+            why = f"its weight is tied to {name}.weight, which is left alone (ignored)"
+            assert reasons(model) == {name: "ignored", other: why}
+            assert model["head"].weight is model["embed"].weight
+
+    def test_small_tables_unless_named(self) -> None:
+        def make() -> nn.ModuleDict:
+            sizes = {"few": (63, 128), "narrow": (100, 16), "enough": (64, 17)}
+            return nn.ModuleDict({name: nn.Embedding(*size) for name, size in sizes.items()})
+
+        model = gs.compress(make(), "int8")
+        assert packed_names(model) == ["enough"]
+        assert reasons(model) == {
+            "few": "63 rows: a table of less than 64 is not worth packing",
+            "narrow": "would grow: the 16 values of a row are padded to 64",
+        }
+        for targets in (["few", "narrow"], nn.Embedding):
+            assert {"few", "narrow"} <= set(packed_names(gs.compress(make(), "int8", targets)))
+
+    def test_tables_that_lookups_write_to(self) -> None:
+        model = nn.Sequential(nn.Embedding(100, 64, max_norm=1.0), nn.Linear(64, 4))
+        gs.compress(model, "int8")
+        assert reasons(model) == {"0": "max_norm=1.0: its lookups write to the weight"}
+
+    def test_small_recurrent_layers_unless_named(self) -> None:
+        def make() -> nn.ModuleDict:
+            return nn.ModuleDict({"a": nn.GRU(8, 255), "b": nn.GRU(8, 256), "c": nn.LSTMCell(8, 8)})
+
+        model = gs.compress(make(), "int8")
+        assert packed_names(model) == ["b"]
+        assert reasons(model)["a"] == (
+            "hidden size 255: below 256 the dense layer is faster; name it in targets to pack it"
+        )
+        assert reasons(model)["c"].startswith("hidden size 8: ")
+        assert packed_names(gs.compress(make(), "int8", targets=["a", nn.LSTMCell])) == ["a", "c"]
+
+    def test_subclasses_with_a_forward_of_their_own(self) -> None:
+        class Scaled(nn.Embedding):
+            def forward(self, input: torch.Tensor) -> torch.Tensor:
+                return 8 * super().forward(input)
+
+        class Same(nn.Embedding):
+            pass
+
+        model = nn.Sequential(Scaled(100, 64), Same(100, 64), nn.Linear(64, 64))
+        gs.compress(model, "int8", targets=["0", "1", "2"])
+        assert packed_names(model) == ["1", "2"]
+        assert reasons(model) == {"0": "Scaled has another forward than nn.Embedding"}
+
+    def test_groups_that_blocks_lie_across(self) -> None:
+        def make() -> nn.Sequential:
+            return nn.Sequential(
+                nn.Conv2d(64, 64, 3, groups=4),
+                nn.Conv2d(64, 64, 3, groups=64),
+                nn.ConvTranspose2d(64, 64, 3, groups=2),
+                nn.Conv2d(64, 256, 1, groups=2),
+            )
+
+        model = gs.compress(make(), "fp8-block")
+        assert packed_names(model) == ["1", "3"]
+        assert all("wanted multiples of 128" in reason for reason in reasons(model).values())
+        assert packed_names(gs.compress(make(), "fp8")) == ["0", "1", "2", "3"]
 
     def test_linear_layers_that_share_a_weight(self) -> None:
         model = nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 4), nn.Linear(4, 4))
@@ -319,12 +399,12 @@ class TestFailing:
         with monkeypatch.context() as patch:
             patch.setitem(REPLACEMENTS, nn.Linear, interrupted)
             with pytest.raises(KeyboardInterrupt):
-                gs.compress(model, "int8")
+                gs.compress(model, "int8", ignore="*.self_attn")
         assert packed_names(model) == ["layers.0.linear1", "layers.0.linear2", "layers.1.linear1"]
         with torch.no_grad():
             assert float((model(x) - want).norm() / want.norm()) < 0.02
         gs.compress(model, "int8")
-        assert len(packed_names(model)) == 4
+        assert len(packed_names(model)) == 6
 
     @pytest.mark.parametrize(
         ("scheme", "error", "message"),
@@ -371,8 +451,9 @@ class TestConv1D:
             want = model(tokens).logits
             gs.compress(model, "int8")
             got = model(tokens).logits
-        assert len(packed_names(model)) == 8
-        assert reasons(model) == {"lm_head": "its weight is tied to transformer.wte.weight"}
+        assert len(packed_names(model)) == 11  # eight in two blocks, two embeddings and the head
+        assert reasons(model) == {}
+        assert model.lm_head.packed is model.transformer.wte.packed
         assert float((got - want).norm() / want.norm()) < 0.05
 
     def test_bert_of_transformers(self) -> None:
@@ -389,7 +470,8 @@ class TestConv1D:
         with torch.no_grad():
             want = model(tokens).last_hidden_state
             got = gs.compress(model, "int8")(tokens).last_hidden_state
-        assert len(packed_names(model)) == 13
+        assert len(packed_names(model)) == 15  # two of three embeddings: token types are two rows
+        assert set(reasons(model)) == {"embeddings.token_type_embeddings"}
         assert float((got - want).norm() / want.norm()) < 0.05
 
 
@@ -403,7 +485,10 @@ class TestTransformerEncoder:
 
     @pytest.mark.parametrize("activation", ["relu", "gelu"])
     @pytest.mark.parametrize("padded", [False, True])
-    def test_same_as_the_ordinary_path(self, activation: str, padded: bool) -> None:
+    @pytest.mark.parametrize("dense_attention", [False, True])
+    def test_same_as_the_ordinary_path(
+        self, activation: str, padded: bool, dense_attention: bool
+    ) -> None:
         model = self.make(activation=activation)
         x = torch.randn(3, 6, 32)
         mask = torch.zeros(3, 6, dtype=torch.bool)
@@ -412,16 +497,21 @@ class TestTransformerEncoder:
         seen = []
         with torch.no_grad():
             want = model(x, **arguments)
-            gs.compress(model, "int8")
+            gs.compress(model, "int8", ignore="*.self_attn" if dense_attention else None)
             model.layers[0].linear1.register_forward_hook(lambda *args: seen.append(args))
             got = model(x, **arguments)
         assert seen
         keep = ~mask if padded else torch.ones_like(mask)
         assert float((got - want)[keep].norm() / want[keep].norm()) < 0.02
-        assert packed_names(model) == [f"layers.{i}.linear{j}" for i in (0, 1) for j in (1, 2)]
-        assert set(reasons(model)) == {
-            f"layers.{i}.self_attn{part}" for i in (0, 1) for part in ("", ".out_proj")
-        }
+        linear = {f"layers.{i}.linear{j}" for i in (0, 1) for j in (1, 2)}
+        attention = {f"layers.{i}.self_attn" for i in (0, 1)}
+        inner = {f"{name}.out_proj" for name in attention}
+        if dense_attention:
+            assert set(packed_names(model)) == linear
+            assert set(reasons(model)) == attention | inner
+        else:
+            assert set(packed_names(model)) == linear | attention
+            assert reasons(model) == {}
 
     def test_compiled(self) -> None:
         torch._dynamo.reset()
@@ -440,10 +530,13 @@ class TestTransformerEncoder:
 
     def test_multihead_attention_alone(self) -> None:
         model = nn.ModuleDict({"attention": nn.MultiheadAttention(32, 4), "out": nn.Linear(32, 4)})
-        for targets in (None, nn.modules.linear.NonDynamicallyQuantizableLinear):
-            gs.compress(copy.deepcopy(model), "int8", targets=targets)
+        inner = nn.modules.linear.NonDynamicallyQuantizableLinear
+        for settings in ({"targets": [inner, "out"]}, {"ignore": inner}):
+            other = gs.compress(copy.deepcopy(model), "int8", **settings)
+            assert packed_names(other) == ["out"]
+        assert reasons(other)["attention"] == "attention.out_proj, in it, is ignored"
         gs.compress(model, "int8")
-        assert packed_names(model) == ["out"]
+        assert packed_names(model) == ["attention", "out"]
         x = torch.randn(5, 2, 32)
         assert model["attention"](x, x, x)[0].shape == (5, 2, 32)
 
@@ -461,20 +554,20 @@ class TestRegistry:
         monkeypatch.setitem(REPLACEMENTS, nn.Embedding, self.PackedEmbedding.from_dense)
 
     def test_one_line_is_enough(self) -> None:
-        model = nn.Sequential(nn.Embedding(10, 4), nn.Linear(4, 4))
+        model = nn.Sequential(nn.Embedding(100, 64), nn.Linear(64, 4))
         gs.compress(model, "int8")
         assert type(model[0]) is self.PackedEmbedding
         assert type(model[1]) is gs.nn.Linear
 
     def test_rules_hold(self) -> None:
-        model = nn.ModuleDict({"embed": nn.Embedding(10, 4), "head": nn.Linear(4, 10)})
-        model["head"].weight = model["embed"].weight
+        model = nn.ModuleDict({"one": nn.Embedding(100, 64), "two": nn.Embedding(100, 64)})
+        model["two"].weight = model["one"].weight
         gs.compress(model, "int8")
         assert reasons(model) == {
-            "embed": "its weight is tied to head.weight",
-            "head": "its weight is tied to embed.weight",
+            "one": "its weight is tied to two.weight",
+            "two": "its weight is tied to one.weight",
         }
-        again = nn.Sequential(nn.Embedding(10, 4), nn.Embedding(10, 4), self.PackedEmbedding(10, 4))
+        again = nn.Sequential(nn.Embedding(100, 64), nn.Embedding(100, 64))
         with torch.no_grad():
             again[1].weight[2] = torch.inf
         with pytest.raises(ValueError, match=r"layer '1': weight: NaN or infinity in row\(s\) 2"):

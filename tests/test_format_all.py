@@ -212,7 +212,7 @@ def test_registry() -> None:
     assert {name: form.name for name, form in FORMATS.items()} == {name: name for name in FORMATS}
     for form in FORMATS.values():
         assert set(form.state_names) == {name for names in form.state_forms for name in names}
-        assert set(form.activation_kinds) <= {"int8", "exact"}
+        assert set(form.activation_kinds) <= {"int8", "exact", "int8-group"}
 
 
 @pytest.mark.parametrize("form", FOUR_BIT, ids=[form.name for form in FOUR_BIT])

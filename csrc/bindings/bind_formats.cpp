@@ -32,7 +32,9 @@ Enum from_name(const char* what, const std::string& wanted, Enum first, Enum las
 }
 
 FormatId format_from(const std::string& wanted) { return from_name("format", wanted, FormatId::int8, FormatId::bf16); }
-Activations activations_from(const std::string& wanted) { return from_name("activations", wanted, Activations::int8, Activations::exact); }
+Activations activations_from(const std::string& wanted) {
+    return from_name("activations", wanted, Activations::int8, Activations::int8_group);
+}
 ScaleType scale_type_from(const std::string& wanted) { return from_name("scale_type", wanted, ScaleType::f32, ScaleType::e8m0); }
 
 void pack_four_bit(const std::string& format_name, Address codes, Address scales, Address zero_points, int64_t N, int64_t K,

@@ -1,12 +1,11 @@
 // Convolutions as products whose rows are patches of the image; depthwise ones go their own way.
-#include "gossamer/conv.h"
-
 #include <algorithm>
 #include <stdexcept>
 #include <string>
 
 #include "depthwise_image.h"
 #include "dispatch/lists.h"
+#include "gossamer/conv.h"
 #include "gossamer/parallel.h"
 #include "image.h"
 #include "linear/grid.h"
@@ -83,8 +82,8 @@ void Products::run_piece(int64_t group, Range range, int threads) const {
     product({rows, range.end - range.begin, part, lane, e, threads, call.isa});
 }
 
-// Each thread multiplies the patches that it gathered: panels from another core's cache would cost more than reading the weight again. Where
-// the weight is larger than the patches, the threads share its columns instead.
+// Each thread multiplies the patches that it gathered: panels from another core's cache would cost more than reading the weight again.
+// Where the weight is larger than the patches, the threads share its columns instead.
 void Products::run() const {
     const int64_t groups = call.weight.groups();
     if (pieces == 1) {
@@ -108,7 +107,8 @@ void require(bool right, const char* argument, int64_t got, int64_t wanted) {
 
 ConvWeight::ConvWeight(const void* packed, int64_t packed_bytes, int64_t groups, bool depthwise) : groups_(groups), N_(0) {
     const int64_t parts = depthwise ? 1 : groups;
-    require(groups >= 1 && packed_bytes % parts == 0, "packed: bytes for each group", packed_bytes, round_up(packed_bytes, parts));
+    require(groups >= 1, "groups", groups, 1);
+    require(packed_bytes % parts == 0, "packed: bytes for all groups", packed_bytes, round_up(packed_bytes, parts));
     const int64_t bytes = packed_bytes / parts;
     for (int64_t i = 0; i < parts; ++i) {
         parts_.push_back(weight_view(static_cast<const char*>(packed) + i * bytes, bytes));

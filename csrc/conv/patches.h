@@ -1,8 +1,8 @@
 // Gathering patches of an image into the panels of a lane; each <isa>.cpp compiles it with its own flags. Contract: conv_kernels.h.
 //
 // Where dilation is 1 and there is one group, the taps of a row of the kernel lie side by side in the image, so that a patch is kernel_h
-// pieces, cut at the 64-byte lines of the panel. Pieces shorter than a line, as few channels make them, are first put side by side in L1 with
-// copies of a whole line each, whose ends the next piece overwrites; cut at the lines, they would cost three times as much.
+// pieces, cut at the 64-byte lines of the panel. Pieces shorter than a line, as few channels make them, are first put side by side in L1
+// with copies of a whole line each, whose ends the next piece overwrites; cut at the lines, they would cost three times as much.
 #pragma once
 #include <cstdint>
 #include <cstring>

@@ -29,14 +29,6 @@ void check_codes(const PackedHeader& header) {
     if (header.has_zero_points > 1) fail("got zero points " + std::to_string(header.has_zero_points) + ", wanted 0 or 1");
 }
 
-void check_activations(const PackedHeader& header) {
-    const bool integer = header.format >= FormatId::int8 && header.format <= FormatId::mxfp4;
-    const bool right = header.activations == Activations::exact || (integer && (header.activations == Activations::int8 || header.G != 0));
-    if (right) return;
-    const char* wanted = integer ? ", wanted int8 or exact: the weight has one scale per channel, so no groups" : ", wanted exact";
-    throw std::invalid_argument(std::string(name(header.format)) + ": activations: got " + name(header.activations) + wanted);
-}
-
 }  // namespace
 
 const char* name(FormatId format) { return kFormatNames[static_cast<size_t>(format)]; }
@@ -55,7 +47,6 @@ PackedHeader read_header(const void* packed, int64_t packed_bytes) {
              ": pack it again with this version");
     }
     check_codes(header);
-    check_activations(header);
     if (reinterpret_cast<uintptr_t>(packed) % alignof(PackedHeader) != 0) {
         fail("the bytes start at an address that is not a multiple of 8; copy them");
     }
@@ -73,6 +64,14 @@ PackedHeader make_header(FormatId format, int64_t N, int64_t K, int64_t G, Activ
     header.activations = activations;
     check_activations(header);
     return header;
+}
+
+void check_activations(const PackedHeader& header) {
+    const bool integer = header.format >= FormatId::int8 && header.format <= FormatId::mxfp4;
+    const bool right = header.activations == Activations::exact || (integer && (header.activations == Activations::int8 || header.G != 0));
+    if (right) return;
+    const char* wanted = integer ? ", wanted int8 or exact: the weight has one scale per channel, so no groups" : ", wanted exact";
+    throw std::invalid_argument(std::string(name(header.format)) + ": activations: got " + name(header.activations) + wanted);
 }
 
 void check_shape(const char* format, int64_t N, int64_t K) {

@@ -37,7 +37,10 @@ private:
 
 Weight weight_view(const void* packed, int64_t packed_bytes) {
     const PackedHeader header = read_header(packed, packed_bytes);
-    const auto make = [&](auto form) { return Weight{form, header.activations, header.N, header.K}; };
+    const auto make = [&](auto form) {
+        check_activations(header);
+        return Weight{form, header.activations, header.N, header.K};
+    };
     switch (header.format) {
         case FormatId::int8: return make(int8_view(packed, packed_bytes));
         case FormatId::int4:

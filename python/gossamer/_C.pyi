@@ -6,9 +6,9 @@ pointers. Dtype codes: 0 float32, 1 bfloat16, 2 float16. Activation codes: 0 non
 "" for the active one.
 
 Formats: "int8", "int4", "nf4", "fp4", "mxfp4", "fp8_e4m3", "fp8_e5m2", "bf16". Activations: "int8",
-"exact". Scale types: "float32", "bfloat16", "float16", "e8m0". ``group_size`` 0 is per channel;
-``zero_points`` 0 is none. Canonical tensors are contiguous; csrc/include/gossamer/format_*.h says
-how they lie.
+"exact", "int8-group". Scale types: "float32", "bfloat16", "float16", "e8m0". ``group_size`` 0 is per
+channel; ``zero_points`` 0 is none. Canonical tensors are contiguous;
+csrc/include/gossamer/format_*.h says how they lie.
 """
 
 from typing import TypedDict
@@ -112,7 +112,15 @@ def embedding_bag(
     threads: int,
 ) -> None: ...
 def quantize_rows(
-    x: int, x_dtype: int, M: int, K: int, x_row_stride: int, values: int, scales: int, isa: str
+    x: int,
+    x_dtype: int,
+    M: int,
+    K: int,
+    x_row_stride: int,
+    group_size: int,
+    values: int,
+    scales: int,
+    isa: str,
 ) -> None: ...
 
 class PackedLinear:

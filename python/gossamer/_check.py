@@ -125,7 +125,7 @@ def group_size(function: str, value: int | None, allowed: tuple[int | None, ...]
 
 
 def activations(function: str, value: str | None, allowed: tuple[str, ...]) -> str:
-    """What happens to x, "int8" or "exact": the argument, or the first one where it is None."""
+    """What happens to x: the argument, which must be one of these names; None is the first."""
     if value is not None and value not in allowed:
         wanted = " or ".join(repr(kind) for kind in allowed)
         raise ValueError(f"{function}: activations: got {value!r}, wanted {wanted}")

@@ -367,15 +367,23 @@ torch.library.register_vmap(linear_backward_input_op, _backward_input_vmap, lib=
 # --- the research surface ---
 
 
-def quantize_rows(x: Tensor, isa: str) -> tuple[Tensor, Tensor]:
-    """Quantize x [M, K] as the kernels do: int8 values [M, K] and float32 scales [M]."""
+def quantize_rows(x: Tensor, isa: str, group_size: int | None) -> tuple[Tensor, Tensor]:
+    """Quantize x [M, K] as the kernels do: int8 values, float32 scales [M] or [M, groups]."""
     rows, M, row_stride = _strided_rows(x)
     K = x.shape[1]
     values = torch.empty(M, K, dtype=torch.int8)
-    scales = torch.empty(M, dtype=torch.float32)
-    code = DTYPES[x.dtype]
+    shape = (M,) if group_size is None else (M, -(-K // group_size))
+    scales = torch.empty(shape, dtype=torch.float32)
     _C.quantize_rows(
-        rows.data_ptr(), code, M, K, row_stride, values.data_ptr(), scales.data_ptr(), isa
+        rows.data_ptr(),
+        DTYPES[x.dtype],
+        M,
+        K,
+        row_stride,
+        group_size or 0,
+        values.data_ptr(),
+        scales.data_ptr(),
+        isa,
     )
     return values, scales
 

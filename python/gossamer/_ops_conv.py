@@ -1,4 +1,6 @@
-"""The torch op of convolutions with packed weights::
+"""The torch op of convolutions with packed weights.
+
+::
 
     gossamer::conv2d(Tensor x, Tensor packed, Tensor? bias, SymInt out_channels,
                      int[2] kernel_size, int[2] stride, int[4] padding, int[2] dilation,
@@ -20,7 +22,8 @@ from torch import Tensor
 from torch._C import DispatchKey, DispatchKeySet, _ExcludeDispatchKeyGuard
 from torch._ops import OpOverload
 from torch.autograd import forward_ad
-from torch.nn import functional as F
+from torch.nn import functional
+from torch.nn.grad import conv2d_input
 
 from . import _C, _check, _ops
 from ._check import DTYPES
@@ -85,7 +88,7 @@ class Handle:
         self.channels = channels
         taps = geometry.kernel_size[0] * geometry.kernel_size[1]
         wanted = (geometry.out_channels, taps * channels // geometry.groups)
-        if (self.kernel.N, self.kernel.K) != wanted:
+        if wanted != (self.kernel.N, self.kernel.K):
             raise ValueError(
                 f"conv2d: packed: is {self.kernel.N} x {self.kernel.K}, but {channels} channels in "
                 f"{geometry.groups} groups with this kernel want {wanted[0]} x {wanted[1]}"
@@ -230,7 +233,7 @@ def _conv2d_fake(x: Tensor, packed: Tensor, bias: Tensor | None, *args: Any) -> 
 
 
 def _conv2d_autocast(x: Tensor, packed: Tensor, bias: Tensor | None, *args: Any) -> Tensor:
-    """As F.conv2d, x and so the output take the autocast dtype; the bias is added as it is."""
+    """As torch does, x and so the output take the autocast dtype; the bias is added as it is."""
     if x.is_floating_point() and x.dtype is not torch.float64:
         x = x.to(torch.get_autocast_dtype("cpu"))
     with _ExcludeDispatchKeyGuard(DispatchKeySet(DispatchKey.AutocastCPU)):
@@ -255,7 +258,7 @@ def _conv2d_backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         batch, channels, height, width = ctx.x_shape
         top, bottom, left, right = g.padding
         # Of the padded image: conv2d_input knows only padding that is the same on both sides.
-        dx = torch.nn.grad.conv2d_input(
+        dx = conv2d_input(
             (batch, channels, height + top + bottom, width + left + right),
             dequantize(packed, g, channels).contiguous(),
             grad.to(torch.float32),
@@ -263,7 +266,7 @@ def _conv2d_backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
             dilation=g.dilation,
             groups=g.groups,
         )
-        dx = F.pad(dx, (-left, -right, -top, -bottom)).to(ctx.x_dtype)
+        dx = functional.pad(dx, (-left, -right, -top, -bottom)).to(ctx.x_dtype)
     if ctx.needs_input_grad[2]:
         dbias = grad.sum((0, 2, 3), dtype=torch.float32).to(ctx.bias_dtype)
     return dx, None, dbias, *([None] * ctx.arguments)
@@ -277,7 +280,7 @@ def _conv2d_vmap(
         raise RuntimeError("conv2d: vmap over the packed weight or the bias is not supported")
     x = x.movedim(in_dims[0], 0)
     y = conv2d_op(x.flatten(0, 1), packed, bias, *args)
-    return y.unflatten(0, x.shape[:2]), 0
+    return y.view(*x.shape[:2], *y.shape[1:]), 0
 
 
 _library.impl("conv2d", _conv2d_cpu, "CPU")

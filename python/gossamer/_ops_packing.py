@@ -32,7 +32,7 @@ class PackedInfo:
     out_features: int
     in_features: int
     group_size: int | None
-    activations: str  # "int8" or "exact"
+    activations: str  # "int8", "int8-group" or "exact"
     values_dtype: torch.dtype
     scale_dtype: torch.dtype
     zero_points: bool

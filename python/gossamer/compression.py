@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import contextlib
+import math
 from collections.abc import Callable, Iterator
-from typing import TypeVar
+from typing import Any, TypeVar
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 
 from . import _check, selection
 from . import nn as packed_nn
 from ._progress import Progress
 from .fusion import fuse as fuse_layers
 from .nn.linear import dense_weight, is_conv1d
+from .nn.packed_conv import quantize_groups
 from .schemes import Quantize, as_quantize
 from .selection import Layer, Patterns
 
@@ -20,9 +23,24 @@ Model = TypeVar("Model", bound=nn.Module)
 
 # What replaces a layer of torch, for compress(). A new layer is a line here. The Conv1D of
 # transformers, which may not be installed, is replaced as nn.Linear is.
-REPLACEMENTS: dict[type[nn.Module], Callable[[nn.Module, Quantize], nn.Module]] = {
+REPLACEMENTS: dict[type[nn.Module], Callable[..., nn.Module]] = {
     nn.Linear: packed_nn.Linear.from_dense,
+    nn.Conv1d: packed_nn.Conv1d.from_dense,
+    nn.Conv2d: packed_nn.Conv2d.from_dense,
+    nn.ConvTranspose1d: packed_nn.ConvTranspose1d.from_dense,
+    nn.ConvTranspose2d: packed_nn.ConvTranspose2d.from_dense,
+    nn.Embedding: packed_nn.Embedding.from_dense,
+    nn.EmbeddingBag: packed_nn.EmbeddingBag.from_dense,
+    nn.LSTM: packed_nn.LSTM.from_dense,
+    nn.GRU: packed_nn.GRU.from_dense,
+    nn.RNN: packed_nn.RNN.from_dense,
+    nn.LSTMCell: packed_nn.LSTMCell.from_dense,
+    nn.GRUCell: packed_nn.GRUCell.from_dense,
+    nn.RNNCell: packed_nn.RNNCell.from_dense,
+    nn.MultiheadAttention: packed_nn.MultiheadAttention.from_dense,
 }
+
+_CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.ConvTranspose1d, nn.ConvTranspose2d)
 
 # What moves from a layer to its replacement beside weight and bias.
 _HOOKS = (
@@ -46,13 +64,19 @@ def compress(
     fuse: bool = True,
     progress: bool | None = None,
 ) -> Model:
-    """Replace the linear layers of a model by packed ones, in place.
+    """Replace the layers of a model by packed ones, in place.
 
-    ``nn.Linear`` and the ``Conv1D`` of transformers are replaced. A module that occurs in several
-    places is replaced once and stays shared. Left alone, and listed by :func:`gossamer.report` with
-    the reason, are: layers whose weight is tied to another parameter, such as an output head tied
-    to an embedding; layers with a weight that is computed (parametrized, pruned) or float64; and
-    subclasses of ``nn.Linear``, unless `targets` holds their class or their full name.
+    Replaced are ``nn.Linear`` and the ``Conv1D`` of transformers; ``nn.Conv1d``, ``nn.Conv2d`` and
+    their transposes; ``nn.Embedding`` and ``nn.EmbeddingBag``; ``nn.LSTM``, ``nn.GRU``, ``nn.RNN``
+    and their cells; and ``nn.MultiheadAttention``. A module that occurs in several places is
+    replaced once and stays shared; an embedding and the output head tied to it become two modules
+    with one packed weight.
+
+    Left alone, and listed by :func:`gossamer.report` with the reason, are: layers whose weight is
+    tied to another parameter in any other way; those with a weight that is computed (parametrized,
+    pruned) or float64; embeddings with ``max_norm``; and, unless `targets` holds their class or
+    their full name, embeddings of few rows, recurrent layers with a hidden size below 256 and
+    subclasses of these classes.
 
     Layers are replaced one by one, each dense weight being freed before the next is packed, so that
     the peak of memory is the model and one layer.
@@ -86,8 +110,8 @@ def compress(
     Raises
     ------
     ValueError
-        Where a pattern matches nothing, the model is itself a linear layer, there is none in it, or
-        a weight holds NaN or infinity. The model is then as it was.
+        Where a pattern matches nothing, the model is itself a layer to be replaced, there is none
+        in it, or a weight holds NaN or infinity. The model is then as it was.
     TypeError
         Where an argument has another type.
     RuntimeError
@@ -114,7 +138,9 @@ def compress(
     layers = selection.choose(model, kinds, targets, ignore)
     if not layers and not any(map(_is_packed, model.modules())):
         names = ", ".join(f"nn.{kind.__name__}" for kind in kinds)
-        raise ValueError(f"compress: model: has no {names} or Conv1D in it")
+        raise ValueError(f"compress: model: has no layer that can be packed: {names} or Conv1D")
+    for layer in layers:
+        layer.reason = layer.reason or _why_groups(layer.module, recipe)
     chosen = [layer for layer in layers if not layer.reason]
     for layer in chosen:
         _check_layer(layer, recipe)
@@ -147,25 +173,49 @@ def _is_packed(module: nn.Module) -> bool:
     return type(module).__module__.startswith(packed_nn.__name__)
 
 
+def _why_groups(module: Any, recipe: Quantize) -> str:
+    """Why a format cannot hold the groups of a convolution: its blocks of rows lie across them."""
+    if not isinstance(module, _CONVOLUTIONS) or module.groups == 1:
+        return ""
+    rows = module.out_channels // module.groups
+    if isinstance(module, nn.ConvTranspose1d | nn.ConvTranspose2d):
+        rows *= math.prod(module.kernel_size)
+    elif module.groups == module.in_channels == module.out_channels:
+        return ""  # depthwise: all rows are one weight
+    try:
+        quantize_groups(torch.zeros(2 * rows, 1), 2, recipe.quantize)
+    except ValueError as error:
+        return str(error)
+    return ""
+
+
 def _check_layer(layer: Layer, recipe: Quantize) -> None:
     """Raises what replacing the layer would raise, without the memory that replacing it takes."""
     module, start = layer.module, f"compress: model: layer {layer.names[0]!r}"
     for parameter in module.parameters():
         if parameter.device.type != "cpu":
             raise RuntimeError(f"{start} is on {parameter.device}; move the model to the CPU first")
-    linear = isinstance(module, nn.Linear) or is_conv1d(module)
-    weights = [dense_weight(module)] if linear else selection.weights(module)
-    for weight in weights:
-        low, high = weight.detach().flatten(1).aminmax(dim=1)  # NaN if one is
-        bad = (~(low.isfinite() & high.isfinite())).nonzero().flatten().tolist()
-        if bad:
-            shown = ", ".join(map(str, bad[:8])) + (", ..." if len(bad) > 8 else "")
-            raise ValueError(f"{start}: weight: NaN or infinity in row(s) {shown}")
-    if linear:
-        with _naming(layer):
-            dense = dense_weight(module)
-            recipe.quantize(dense[:1])
-            _check.bias("Linear", module.bias, len(dense))  # type: ignore[arg-type]
+    with _naming(layer):
+        for name, parameter in module.named_parameters():
+            if "bias" in name.rpartition(".")[2]:
+                _check.floating(type(module).__name__, name, parameter)
+        for weight in _matrices(module):
+            if isinstance(module, nn.Linear) or is_conv1d(module):
+                _check.bias("Linear", module.bias, len(weight))  # type: ignore[arg-type]
+            low, high = weight.aminmax(dim=1)  # NaN if one is
+            bad = (~(low.isfinite() & high.isfinite())).nonzero().flatten().tolist()
+            if bad:
+                shown = ", ".join(map(str, bad[:8])) + (", ..." if len(bad) > 8 else "")
+                raise ValueError(f"weight: NaN or infinity in row(s) {shown}")
+            recipe.quantize(weight[:1])
+
+
+def _matrices(module: nn.Module) -> Iterator[Tensor]:
+    """The weights of a layer, of two dimensions each."""
+    if isinstance(module, nn.Linear) or is_conv1d(module):
+        yield dense_weight(module)
+    else:
+        yield from (weight.detach().flatten(1) for weight in selection.weights(module))
 
 
 @contextlib.contextmanager
@@ -196,9 +246,15 @@ def _replace_all(
 def _replace(layer: Layer, recipe: Quantize) -> None:
     """Swap a layer in all its places. Nothing refers to the dense one afterwards."""
     old = layer.module
+    if _is_packed(old):
+        return  # a head, replaced with the embedding that is tied to it
     kind = nn.Linear if is_conv1d(old) else selection.base_kind(old, tuple(REPLACEMENTS))
+    shared = {}
+    if layer.partner and kind is nn.Embedding:
+        _replace(layer.partner, recipe)
+        shared = {"head": layer.partner.module}
     with _naming(layer):
-        new = REPLACEMENTS[kind](old, recipe)  # type: ignore[index]  # selection saw to it
+        new = REPLACEMENTS[kind](old, recipe, **shared)  # type: ignore[index]  # selection saw to it
     for hooks in _HOOKS:
         new.__dict__[hooks] = old.__dict__[hooks]
     for parent, child in layer.places:

@@ -19,7 +19,9 @@ from .formats.four_bit import FourBit
 Array: TypeAlias = Tensor | np.ndarray[Any, Any]
 
 
-def quantize_rows(x: Array, isa: str | None = None) -> tuple[Any, Any]:
+def quantize_rows(
+    x: Array, isa: str | None = None, group_size: int | None = None
+) -> tuple[Any, Any]:
     """Quantize rows of activations as the int8 kernels do.
 
     Parameters
@@ -28,29 +30,35 @@ def quantize_rows(x: Array, isa: str | None = None) -> tuple[Any, Any]:
         Shape (M, K), float32, float16 or (torch) bfloat16.
     isa : str, optional
         One of ``gs.cpu.available()``; None takes ``gs.cpu.isa()``.
+    group_size : int, optional
+        16, 32, 64, 128 or 256: that many consecutive k share a scale, as with
+        ``activations="int8-group"``. None: one scale for each row.
 
     Returns
     -------
     values : Tensor or ndarray
         Shape (M, K), int8, in [-127, 127].
     scales : Tensor or ndarray
-        Shape (M,), float32; NaN for a row that holds NaN or infinity.
+        Shape (M,), or (M, ceil(K / group_size)), float32; NaN for a row or group that holds NaN or
+        infinity.
 
     Raises
     ------
     TypeError, ValueError, RuntimeError
-        Where `x` does not fit, or `isa` is unknown or not available.
+        Where `x` or `group_size` does not fit, or `isa` is unknown or not available.
 
     Notes
     -----
-    ``scale = max |x| / 127``, ``q = round_half_even(x * (127 / max |x|))``. A row of zeros gives
-    zeros.
+    ``scale = max |x| / 127``, ``q = round_half_even(x * (127 / max |x|))``, with the maximum
+    over the row or the group. A row of zeros gives zeros.
 
     Examples
     --------
     >>> values, scales = gs.kernels.quantize_rows(np.array([[2.0, -1.0, 0.5]], dtype=np.float32))
     >>> values
     array([[127, -64,  32]], dtype=int8)
+    >>> gs.kernels.quantize_rows(torch.ones(2, 100), group_size=32)[1].shape
+    torch.Size([2, 4])
     """
     rows = _tensor("quantize_rows", "x", x)
     _check.floating("quantize_rows", "x", rows)
@@ -58,7 +66,8 @@ def quantize_rows(x: Array, isa: str | None = None) -> tuple[Any, Any]:
         raise ValueError(
             f"quantize_rows: x: got {_check.describe(rows)}, wanted [M, K] with K >= 1"
         )
-    values, scales = _ops.quantize_rows(rows, _isa("quantize_rows", isa))
+    _check.group_size("quantize_rows", group_size, FourBit.group_sizes)
+    values, scales = _ops.quantize_rows(rows, _isa("quantize_rows", isa), group_size)
     return _like(x, values), _like(x, scales)
 
 
@@ -70,8 +79,9 @@ def pack(weight: Format, activations: str | None = None) -> Tensor:
     weight : Format
         Such as ``gs.formats.Int8.quantize(W)``.
     activations : str, optional
-        "int8": each row of x is rounded as by :func:`quantize_rows`; "exact": x is multiplied as it
-        is. None takes the usual kind of the format.
+        "int8": each row of x is rounded as by :func:`quantize_rows`; "int8-group": each group of
+        each row, the groups being those of the weight; "exact": x is multiplied as it is. None
+        takes the usual kind of the format.
 
     Returns
     -------

@@ -29,8 +29,8 @@ class Scheme:
     group_size : int or None
         Input features that share a scale; None: one scale per output channel.
     activations : str or None
-        "int8": each row of x is rounded; "exact": x is multiplied as it is. None: the first that
-        the format offers.
+        "int8": each row of x is rounded; "int8-group": each group of a row; "exact": x is
+        multiplied as it is. None: the first that the format offers.
     settings : mapping
         Further arguments of the format's ``quantize``.
     """
@@ -80,8 +80,9 @@ class Quantize:
         64 or 128 for int8; 16, 32, 64, 128 or 256 for int4, nf4 and fp4; 128 for fp8, in blocks of
         128 x 128. None: what the scheme says.
     activations : str, optional
-        "int8": each row of x is rounded to int8, the fastest; "exact": only weights are rounded.
-        None: what the scheme says. fp8 and bf16 are "exact" always.
+        "int8": each row of x is rounded to int8, the fastest; "int8-group": each group of a row,
+        the groups being those of the weight, so that outliers in x cost less accuracy; "exact":
+        only weights are rounded. None: what the scheme says. fp8 and bf16 are "exact" always.
 
     Raises
     ------

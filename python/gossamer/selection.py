@@ -6,7 +6,7 @@ import fnmatch
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
@@ -18,8 +18,13 @@ Pattern: TypeAlias = str | type[nn.Module]
 Patterns: TypeAlias = Pattern | Sequence[Pattern] | None
 Kinds: TypeAlias = tuple[type[nn.Module], ...]
 
-# Listed where it is left alone, even if nothing replaces it: most of a transformer's attention.
-_LISTED: Kinds = (nn.MultiheadAttention,)
+# A table of few rows is not worth a kernel.
+_TABLES: Kinds = (nn.Embedding, nn.EmbeddingBag)
+_TABLE_ROWS = 64
+# A step is one small product: below this hidden size torch's whole step costs less than its call.
+_RECURRENT: Kinds = (nn.RNNBase, nn.RNNCellBase)
+_HIDDEN_SIZE = 256
+_IGNORED = "ignored"
 
 
 @dataclass(frozen=True)
@@ -54,6 +59,7 @@ class Layer:
     places: list[tuple[nn.Module, str]] = field(default_factory=list)
     named_by_targets: bool = False
     reason: str = ""
+    partner: Layer | None = None  # the other of an embedding and a head that have one weight
 
 
 def choose(model: nn.Module, kinds: Kinds, targets: Patterns, ignore: Patterns) -> list[Layer]:
@@ -61,7 +67,7 @@ def choose(model: nn.Module, kinds: Kinds, targets: Patterns, ignore: Patterns) 
 
     Layers inside one that will be replaced are not in the list.
     """
-    layers = _find_layers(model, kinds + _LISTED)
+    layers = _find_layers(model, kinds)
     for layer in layers:
         if any(map(is_lazy, layer.module.parameters())):
             raise ValueError(
@@ -69,15 +75,12 @@ def choose(model: nn.Module, kinds: Kinds, targets: Patterns, ignore: Patterns) 
             )
     _apply_patterns(model, layers, _as_patterns("targets", targets), _as_patterns("ignore", ignore))
     owners = _parameter_owners(model)
+    _find_partners(layers, owners)
     for layer in layers:
         layer.reason = layer.reason or _why_not(layer, kinds, owners)
-    inner = {
-        id(module)
-        for layer in layers
-        if not layer.reason
-        for module in layer.module.modules()
-        if module is not layer.module
-    }
+    for layer in layers:
+        layer.reason = layer.reason or _why_others(layer, layers)
+    inner = {id(module) for layer in layers if not layer.reason for module in _inner_modules(layer)}
     return [layer for layer in layers if id(layer.module) not in inner]
 
 
@@ -196,7 +199,7 @@ def _apply_patterns(
         outer = _covered(model, "ignore", pattern)
         for layer in layers:
             if any(_inside(name, outer) for name in layer.names):
-                layer.reason = "ignored"
+                layer.reason = _IGNORED
 
 
 # --- reasons ---
@@ -207,22 +210,41 @@ def _why_not(layer: Layer, kinds: Kinds, owners: dict[int, list[tuple[int, str]]
     return (
         _why_kind(layer, kinds)
         or _why_computed(layer.module)
-        or _why_tied(layer.module, owners)
+        or (None if layer.partner else _why_tied(layer.module, owners))
         or _why_dtype(layer.module)
+        or _why_max_norm(layer.module)
+        or (None if layer.named_by_targets else _why_small(layer.module))
         or ""
     )
+
+
+def _why_others(layer: Layer, layers: list[Layer]) -> str:
+    """Why a layer is left alone for the sake of another one; "" if it is not."""
+    if layer.partner and layer.partner.reason:
+        name, why = layer.partner.names[0], layer.partner.reason
+        return f"its weight is tied to {name}.weight, which is left alone ({why})"
+    inner = set(map(id, _inner_modules(layer)))
+    for other in layers:
+        if id(other.module) in inner and other.reason == _IGNORED:
+            return f"{other.names[0]}, in it, is ignored"
+    return ""
+
+
+def _inner_modules(layer: Layer) -> Iterator[nn.Module]:
+    return (module for module in layer.module.modules() if module is not layer.module)
 
 
 def _why_kind(layer: Layer, kinds: Kinds) -> str | None:
     kind, base = type(layer.module), base_kind(layer.module, kinds)
     if kind is nn.modules.linear.NonDynamicallyQuantizableLinear:
         return "nn.MultiheadAttention reads its weight directly"
-    if is_conv1d(layer.module):
+    if base is None or kind is base:  # none: a Conv1D
         return None
-    if base is None:
-        return f"there is no packed nn.{base_kind(layer.module, _LISTED).__name__}"  # type: ignore[union-attr]
-    if kind is not base and not layer.named_by_targets:
+    if not layer.named_by_targets:
         return f"{kind.__name__} is a subclass of nn.{base.__name__}; name its class in targets"
+    # Whoever names a linear layer says that it computes x W^T + b, however it is written.
+    if base is not nn.Linear and kind.forward is not base.forward:
+        return f"{kind.__name__} has another forward than nn.{base.__name__}"
     return None
 
 
@@ -253,6 +275,41 @@ def _why_dtype(module: nn.Module) -> str | None:
         if weight.dtype not in _check.DTYPES:
             return f"its weight is {weight.dtype}".replace("torch.", "")
     return None
+
+
+def _why_max_norm(module: nn.Module) -> str | None:
+    if isinstance(module, _TABLES) and module.max_norm is not None:
+        return f"max_norm={module.max_norm}: its lookups write to the weight"
+    return None
+
+
+def _why_small(module: Any) -> str | None:
+    """Below what a packed layer gains by."""
+    if isinstance(module, _TABLES):
+        N, K = module.num_embeddings, module.embedding_dim
+        padded_K = -(-K // 64) * 64
+        if N < _TABLE_ROWS:
+            return f"{N} rows: a table of less than {_TABLE_ROWS} is not worth packing"
+        if N * padded_K >= module.weight.nbytes:
+            return f"would grow: the {K} values of a row are padded to {padded_K}"
+    if isinstance(module, _RECURRENT) and module.hidden_size < _HIDDEN_SIZE:
+        return (
+            f"hidden size {module.hidden_size}: below {_HIDDEN_SIZE} the dense layer is faster; "
+            "name it in targets to pack it"
+        )
+    return None
+
+
+def _find_partners(layers: list[Layer], owners: dict[int, list[tuple[int, str]]]) -> None:
+    """Join each nn.Embedding to the nn.Linear that alone shares its weight: one packed weight."""
+    by_module = {id(layer.module): layer for layer in layers}
+    for layer in layers:
+        if type(layer.module) is not nn.Embedding:
+            continue
+        ids = {owner for owner, _ in owners.get(id(layer.module.weight), ())}
+        others = [by_module.get(owner) for owner in ids - {id(layer.module)}]
+        if len(others) == 1 and others[0] and type(others[0].module) is nn.Linear:
+            layer.partner, others[0].partner = others[0], layer
 
 
 def _parameter_owners(model: nn.Module) -> dict[int, list[tuple[int, str]]]:

@@ -54,7 +54,7 @@ private:
         for (int64_t n = 0; n < N; ++n) {
             for (int64_t k = 0; k < K; ++k) {
                 const double stored = kind.zero_points ? w.integer(n, k) : static_cast<double>(w.book.value[w.codes[static_cast<size_t>(n * K + k)]]);
-                const double value = kind.activations == Activations::int8 ? w.integer(n, k) * w.unit() : stored;
+                const double value = kind.activations != Activations::exact ? w.integer(n, k) * w.unit() : stored;
                 dense.push_back(value * w.scale(n, k / w.layout.group_k));
             }
             if (w.layout.packed_groups > 1 && !keeps_groups) step[static_cast<size_t>(n)] = w.step(n);

@@ -1,7 +1,5 @@
-// Convolutions against plain loops in fp64: on quantized images sums are exact and outputs within the bounds of fp32, the same bits for every
-// thread count; exact activations within the bound of their lane; nothing is read or written outside the arrays.
-#include "gossamer/conv.h"
-
+// Convolutions against plain loops in fp64: on quantized images sums are exact and outputs within the bounds of fp32, the same bits for
+// every thread count; exact activations within the bound of their lane; nothing is read or written outside the arrays.
 #include <cmath>
 #include <cstring>
 #include <stdexcept>
@@ -11,6 +9,7 @@
 #include "bounds.h"
 #include "check.h"
 #include "dispatch/lists.h"
+#include "gossamer/conv.h"
 #include "values.h"
 
 namespace gossamer::test {
@@ -173,19 +172,19 @@ void check_case(const Case& c, uint64_t seed) {
 
 //                        batch height width channels  out    kernel  stride padding dilation
 const Case kCases[] = {
-    {{2, 5, 6, 3, 0, 0, 3, 3, 1, 1, 1, 1, 1, 1}, 5, 1},         // few channels
-    {{1, 9, 8, 1, 0, 0, 5, 4, 2, 3, 2, 1, 1, 1}, 17, 1},        // one
-    {{1, 6, 7, 64, 0, 0, 3, 3, 1, 1, 1, 1, 1, 1}, 33, 1},       // whole lines
-    {{3, 4, 5, 48, 0, 0, 1, 1, 1, 1, 0, 0, 1, 1}, 16, 1},       // pixels are rows
-    {{1, 21, 19, 17, 0, 0, 3, 2, 1, 2, 2, 3, 2, 3}, 8, 1},      // dilated, more pixels than one panel
-    {{2, 6, 5, 12, 0, 0, 3, 3, 1, 1, 1, 1, 1, 1}, 6, 3},        // groups
-    {{1, 5, 6, 130, 0, 0, 2, 2, 1, 1, 1, 1, 1, 1}, 40, 2},      // groups, pieces of more than a line
-    {{1, 1, 40, 20, 0, 0, 1, 5, 1, 1, 0, 2, 1, 1}, 24, 1},      // one dimension
-    {{1, 3, 3, 9, 5, 4, 3, 3, 1, 1, 4, -1, 1, 1}, 4, 1},        // far outside the image; negative padding
-    {{2, 17, 18, 8, 0, 0, 3, 3, 1, 1, 1, 1, 1, 1}, 4, 1},       // several pieces of the output
-    {{2, 7, 9, 37, 0, 0, 3, 3, 1, 1, 1, 1, 1, 1}, 37, 37},      // depthwise
-    {{1, 8, 13, 16, 0, 0, 5, 3, 2, 2, 2, 1, 1, 2}, 16, 16},     // depthwise, with strides and dilation
-    {{1, 3, 2, 21, 0, 0, 3, 3, 1, 1, 2, 2, 1, 1}, 21, 21},      // depthwise, hardly a pixel in the middle
+    {{2, 5, 6, 3, 0, 0, 3, 3, 1, 1, 1, 1, 1, 1}, 5, 1},      // few channels
+    {{1, 9, 8, 1, 0, 0, 5, 4, 2, 3, 2, 1, 1, 1}, 17, 1},     // one
+    {{1, 6, 7, 64, 0, 0, 3, 3, 1, 1, 1, 1, 1, 1}, 33, 1},    // whole lines
+    {{3, 4, 5, 48, 0, 0, 1, 1, 1, 1, 0, 0, 1, 1}, 16, 1},    // pixels are rows
+    {{1, 21, 19, 17, 0, 0, 3, 2, 1, 2, 2, 3, 2, 3}, 8, 1},   // dilated, more pixels than one panel
+    {{2, 6, 5, 12, 0, 0, 3, 3, 1, 1, 1, 1, 1, 1}, 6, 3},     // groups
+    {{1, 5, 6, 130, 0, 0, 2, 2, 1, 1, 1, 1, 1, 1}, 40, 2},   // groups, pieces of more than a line
+    {{1, 1, 40, 20, 0, 0, 1, 5, 1, 1, 0, 2, 1, 1}, 24, 1},   // one dimension
+    {{1, 3, 3, 9, 5, 4, 3, 3, 1, 1, 4, -1, 1, 1}, 4, 1},     // far outside the image; negative padding
+    {{2, 17, 18, 8, 0, 0, 3, 3, 1, 1, 1, 1, 1, 1}, 4, 1},    // several pieces of the output
+    {{2, 7, 9, 37, 0, 0, 3, 3, 1, 1, 1, 1, 1, 1}, 37, 37},   // depthwise
+    {{1, 8, 13, 16, 0, 0, 5, 3, 2, 2, 2, 1, 1, 2}, 16, 16},  // depthwise, with strides and dilation
+    {{1, 3, 2, 21, 0, 0, 3, 3, 1, 1, 2, 2, 1, 1}, 21, 21},   // depthwise, hardly a pixel in the middle
 };
 
 void test_cases() {
@@ -246,7 +245,7 @@ void test_errors() {
     const Layer layer(kCases[5], 400);
     const auto view = [&](int64_t bytes, int64_t groups, bool depthwise) { ConvWeight(layer.packed.data(), bytes, groups, depthwise); };
     check_throws<std::invalid_argument>([&] { view(layer.packed.size() - 1, 3, false); }, "packed");
-    check_throws<std::invalid_argument>([&] { view(layer.packed.size(), 0, false); }, "packed");
+    check_throws<std::invalid_argument>([&] { view(layer.packed.size(), 0, false); }, "groups: got 0");
     check_throws<std::invalid_argument>([&] { view(layer.packed.size(), 3, true); }, "packed");
     const ConvWeight weight(layer.packed.data(), layer.packed.size(), 3, false);
     ConvShape wrong = layer.s;

@@ -9,8 +9,8 @@
 //
 // A product (linear.h) whose rows are patches of the image. Weights with int8 activations: the image is quantized once, with one scale for
 // each sample (as quantize.h does for rows) or with a given one, to which larger values are clamped. Where nothing is clamped
-// |y - x W^T| <= sum_k |W[n,k]| * scale[b] / 2 beside the roundings of fp32. Sums are exact integers. A NaN or an infinity in a sample makes
-// all outputs of this sample NaN. Exact activations: the error of the lane (f32.h, bf16.h).
+// |y - x W^T| <= sum_k |W[n,k]| * scale[b] / 2 beside the roundings of fp32. Sums are exact integers. A NaN or an infinity in a sample
+// makes all outputs of this sample NaN. Exact activations: the error of the lane (f32.h, bf16.h).
 //
 // Depthwise (G = channels = N): the image is the cost, so it is read once, as it is: whatever the format of the weight, its values meet the
 // unrounded x in fp32, whose error conv_kernels.h gives.

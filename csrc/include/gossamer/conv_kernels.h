@@ -36,10 +36,10 @@ struct GatherPatches {
     const ConvShape& shape;
     const uint8_t* image;  // at the first channel of the group
     const uint8_t* image_end;
-    int64_t pixel_bytes;   // all channels
-    int64_t tap_bytes;     // the channels of the group
-    uint8_t zero;          // the byte that stands for zero
-    int64_t first_pixel;   // of the output, counted over all samples: row 0 of the panels
+    int64_t pixel_bytes;  // all channels
+    int64_t tap_bytes;    // the channels of the group
+    uint8_t zero;         // the byte that stands for zero
+    int64_t first_pixel;  // of the output, counted over all samples: row 0 of the panels
     int64_t first_row, last_row, panel_rows;
     uint8_t* panels;  // [row / R][K bytes / 64][R][64], the last line filled up with `zero`
 };

@@ -47,10 +47,12 @@ const char* name(Activations activations);
 const char* name(ScaleType scale_type);
 
 // Throws std::invalid_argument unless the bytes begin with the header of a packed weight of this version, at an address that is a multiple
-// of 8. Every enum of the header holds one of its values afterwards, and activations fit format and G; N, K and G are for the format to check.
+// of 8. Every enum of the header holds one of its values afterwards; N, K and G are for the format to check.
 PackedHeader read_header(const void* packed, int64_t packed_bytes);
-// Throws std::invalid_argument where the format has no such activations, or int8_group has no groups.
+// Throws as check_activations.
 PackedHeader make_header(FormatId format, int64_t N, int64_t K, int64_t G, Activations activations);
+// Throws std::invalid_argument where the format does not offer these activations, or int8_group meets a weight without groups.
+void check_activations(const PackedHeader& header);
 // Throws std::invalid_argument unless N, K >= 1 and N * K is far from overflowing.
 void check_shape(const char* format, int64_t N, int64_t K);
 // Throws std::invalid_argument unless 0 <= first_row <= last_row <= N.

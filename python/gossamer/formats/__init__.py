@@ -24,7 +24,7 @@ class Format(Protocol):
     name: ClassVar[str]
     state_names: ClassVar[tuple[str, ...]]  # all that a state may have
     state_forms: ClassVar[tuple[tuple[str, ...], ...]]  # each a whole state
-    activation_kinds: ClassVar[tuple[str, ...]]  # of "int8" and "exact"; the first is the default
+    activation_kinds: ClassVar[tuple[str, ...]]  # "int8", "int8-group", "exact"; first the default
     group_sizes: ClassVar[tuple[int | None, ...]]
 
     @property

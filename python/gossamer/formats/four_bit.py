@@ -54,7 +54,7 @@ class FourBit:
     codebook: ClassVar[tuple[float, ...]]
     state_names: ClassVar[tuple[str, ...]] = ("weight", "weight_scale")
     state_forms: ClassVar[tuple[tuple[str, ...], ...]] = (("weight", "weight_scale"),)
-    activation_kinds: ClassVar[tuple[str, ...]] = ("int8", "exact")
+    activation_kinds: ClassVar[tuple[str, ...]] = ("int8", "exact", "int8-group")
     group_sizes: ClassVar[tuple[int | None, ...]] = (None, 16, 32, 64, 128, 256)
     scale_dtypes: ClassVar[tuple[torch.dtype, ...]] = SCALE_DTYPES
 
@@ -146,8 +146,9 @@ class FourBit:
         Parameters
         ----------
         activations : str, optional
-            What the kernels do to x: "int8" rounds each row, "exact" multiplies x as it is. None
-            takes the first of ``activation_kinds``.
+            What the kernels do to x: "int8" rounds each row, "int8-group" each group of G in a row
+            with a scale of its own, "exact" multiplies x as it is. None takes the first of
+            ``activation_kinds``.
 
         Returns
         -------

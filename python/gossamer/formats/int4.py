@@ -165,8 +165,8 @@ class Int4(FourBit):
         Parameters
         ----------
         activations : str, optional
-            What the kernels do to x: "int8" (the default) rounds each row, "exact" multiplies x as
-            it is.
+            What the kernels do to x: "int8" (the default) rounds each row, "int8-group" each group
+            of G in a row with a scale of its own, "exact" multiplies x as it is.
 
         Returns
         -------

@@ -65,7 +65,7 @@ class Int8:
     name: ClassVar[str] = "int8"
     state_names: ClassVar[tuple[str, ...]] = ("weight", "weight_scale")
     state_forms: ClassVar[tuple[tuple[str, ...], ...]] = (("weight", "weight_scale"),)
-    activation_kinds: ClassVar[tuple[str, ...]] = ("int8", "exact")
+    activation_kinds: ClassVar[tuple[str, ...]] = ("int8", "exact", "int8-group")
     group_sizes: ClassVar[tuple[int | None, ...]] = (None, 32, 64, 128)
 
     values: Tensor
@@ -174,8 +174,8 @@ class Int8:
         Parameters
         ----------
         activations : str, optional
-            What the kernels do to x: "int8" (the default) rounds each row, "exact" multiplies x as
-            it is.
+            What the kernels do to x: "int8" (the default) rounds each row, "int8-group" each group
+            of G in a row with a scale of its own, "exact" multiplies x as it is.
 
         Returns
         -------

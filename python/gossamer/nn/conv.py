@@ -6,9 +6,9 @@ from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
+from torch.nn import functional
 
-from .._ops_conv import Geometry
+from .._ops_conv import Geometry, memory_format_of
 from ..formats import Format
 from ..schemes import Quantize
 from .packed_conv import PackedConv, Self, check_dense, quantize_groups, scheme_of
@@ -178,7 +178,8 @@ class Conv2d(PackedConv):
         matrix = _to_matrix(dense.weight.detach())
         depthwise = dense.groups == dense.in_channels == dense.out_channels
         weight = quantize_groups(matrix, 1 if depthwise else dense.groups, recipe.quantize)
-        layer: Any = cls(  # type: ignore[call-arg]
+        make: Any = cls
+        layer = make(
             dense.in_channels,
             dense.out_channels,
             dense.kernel_size,
@@ -212,7 +213,8 @@ class Conv2d(PackedConv):
         """
         self._check_input(x)
         if self._pad_first is not None:
-            x = F.pad(x, self._pad_first, mode=self.padding_mode)
+            padded = functional.pad(x, self._pad_first, mode=self.padding_mode)
+            x = padded.contiguous(memory_format=memory_format_of(x))
         return self._convolve(x, self.bias)
 
     def extra_repr(self) -> str:
@@ -281,12 +283,12 @@ padding_mode, dtype, activations, input_scale
         """
         self._check_input(x)
         if self._pad_first is not None:
-            x = F.pad(x, self._pad_first, mode=self.padding_mode)
+            x = functional.pad(x, self._pad_first, mode=self.padding_mode)
         return self._convolve(x.unsqueeze(2), self.bias).squeeze(2)
 
 
 def _to_matrix(dense: Tensor) -> Tensor:
-    """torch's weight [N, C / groups, *kernel] to rows in the order (*kernel, channel)."""
+    """Weight of torch [N, C / groups, *kernel] to rows in the order (*kernel, channel)."""
     return dense.movedim(1, -1).flatten(1)
 
 

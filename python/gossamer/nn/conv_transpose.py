@@ -12,7 +12,6 @@ from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
 from .. import _check
 from .._ops_conv import Geometry, memory_format_of
@@ -154,7 +153,8 @@ class ConvTranspose2d(PackedConv):
         dense: Any = conv
         matrix = _to_matrix(dense.weight.detach(), dense.groups)
         weight = quantize_groups(matrix, dense.groups, recipe.quantize)
-        layer: Any = cls(  # type: ignore[call-arg]
+        make: Any = cls
+        layer = make(
             dense.in_channels,
             dense.out_channels,
             dense.kernel_size,
@@ -240,7 +240,7 @@ class ConvTranspose2d(PackedConv):
         batch, _, height, width = x.shape
         dtype = torch.get_autocast_dtype("cpu") if _autocasts(x) else x.dtype
         product = self._convolve(x.to(memory_format=torch.channels_last), None, torch.float32)
-        parts = product.permute(0, 2, 3, 1).unflatten(3, (self.groups, *kernel, -1))
+        parts = product.permute(0, 2, 3, 1).view(batch, height, width, self.groups, *kernel, -1)
         whole_h = max((height - 1) * stride[0] + dilation[0] * (kernel[0] - 1) + 1, top + out_h)
         whole_w = max((width - 1) * stride[1] + dilation[1] * (kernel[1] - 1) + 1, left + out_w)
         whole = product.new_zeros(batch, whole_h, whole_w, self.groups, parts.shape[-1])
@@ -306,6 +306,6 @@ def _autocasts(x: Tensor) -> bool:
 
 
 def _to_matrix(dense: Tensor, groups: int) -> Tensor:
-    """torch's weight [C, N / groups, *kernel] to rows (group, *kernel, n), columns channels."""
-    parts = dense.unflatten(0, (groups, -1))
+    """Weight of torch [C, N / groups, *kernel] to rows (group, *kernel, n), columns channels."""
+    parts = dense.view(groups, -1, *dense.shape[1:])
     return parts.movedim((1, 2), (-1, -2)).flatten(0, -2)

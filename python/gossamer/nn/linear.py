@@ -42,8 +42,9 @@ class Linear(torch.nn.Module):
     dtype : torch.dtype
         What ``layer.weight.dtype`` says; ``.to(dtype)`` changes it. It does not change the output.
     activations : str, optional
-        "int8" or "exact", as far as the format offers it; None takes its usual kind: "int8" for
-        int8, int4, nf4, fp4 and mxfp4, "exact" for fp8 and bf16.
+        "int8", "int8-group" (each group of a row has a scale of its own, the groups being those of
+        the weight) or "exact", as far as the format offers it; None takes its usual kind: "int8"
+        for int8, int4, nf4, fp4 and mxfp4, "exact" for fp8 and bf16.
 
     Attributes
     ----------
@@ -59,7 +60,7 @@ class Linear(torch.nn.Module):
     settings : dict
         What else ``quantize`` of the format is told when a dense weight is loaded.
     activations : str
-        "int8" or "exact".
+        "int8", "int8-group" or "exact".
     weight_error : float or None
         ``|W - Ŵ| / |W|`` (Frobenius), where the layer was made from a dense one.
     dense_bytes : int or None
@@ -75,7 +76,8 @@ class Linear(torch.nn.Module):
     -----
     ``state_dict`` and pickle hold the canonical tensors of the format, such as ``weight`` (int8)
     and ``weight_scale``, and ``bias``. Loading also accepts a ``weight`` of float32, bfloat16,
-    float16 or float64 without a scale, as in the checkpoint of the dense model, and quantizes it.
+    float16 or float64 without a scale, as in the checkpoint of the dense model, and quantizes it;
+    a layer made from a Conv1D of transformers takes it as that has it, (K, N).
     The gradients of x and of the bias exist, that of the weight does not. ``torch.func.grad`` and
     forward-mode differentiation are errors.
 
@@ -101,6 +103,7 @@ class Linear(torch.nn.Module):
     dtype: torch.dtype
     weight_error: float | None
     dense_bytes: int | None
+    _from_conv1d = False  # a dense weight in a state_dict is [K, N] then
 
     def __init__(
         self,
@@ -187,6 +190,7 @@ class Linear(torch.nn.Module):
             activations=activations,
         )
         layer._remember_dense(dense, weight)
+        layer._from_conv1d = is_conv1d(linear)
         return layer.train(linear.training)
 
     @property
@@ -278,6 +282,8 @@ class Linear(torch.nn.Module):
 
     def __setattr__(self, name: str, value: Any) -> None:
         if name == "weight":
+            if isinstance(value, PackedWeight) and value._packed is self.packed:
+                return  # transformers' tie_weights() gives the head the weight that it has
             raise AttributeError(
                 "Linear: weight: is packed and cannot be assigned; make a new layer with "
                 "gs.nn.Linear.from_dense, or use load_state_dict"
@@ -360,6 +366,7 @@ class Linear(torch.nn.Module):
         state = {name: tensor for name, tensor in found.items() if tensor is not None}
         dense = state.get("weight")
         if len(state) == 1 and dense is not None and dense.dtype in _DENSE_DTYPES:
+            dense = dense.T if self._from_conv1d else dense
             quantize: Callable[..., Format] = form.quantize
             weight = quantize(dense, self.group_size, **self.settings)
         elif tuple(state) in form.state_forms and not set(state) < set(self._own_names):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 import statistics
 import time
 from collections.abc import Callable, Iterator
@@ -13,7 +14,11 @@ import torch
 from torch import Tensor, nn
 
 from ..fusion import Fusion
-from ..nn import Linear
+from ..nn.conv_transpose import ConvTranspose2d
+from ..nn.linear import Linear
+from ..nn.named_weights import NamedWeights
+from ..nn.packed_conv import PackedConv
+from ..nn.packed_table import PackedTable
 from ..nn.projections import Projection
 from ..selection import LeftAlone
 
@@ -23,14 +28,15 @@ _SECONDS_PER_ROUND = 5e-4
 
 @dataclass(frozen=True)
 class LayerReport:
-    """One packed layer.
+    """One packed weight.
 
     Attributes
     ----------
     name : str
-        Name of the module in the model.
+        Name of the module in the model; where that has several weights, as ``nn.LSTM`` and
+        ``nn.MultiheadAttention`` have, of the weight, such as "encoder.weight_hh_l0".
     shape : tuple of int
-        (out_features, in_features).
+        Of the dense weight.
     format : str
         Name of the format, with the group size after a colon where there is one.
     bits_per_weight : float
@@ -41,19 +47,24 @@ class LayerReport:
         ``|W - Ŵ| / |W|`` (Frobenius); None where the dense weight was never seen.
     fused : str
         What it computes together with, such as "query, key, value"; "" where by itself.
+    tied_to : str
+        Name of the embedding that reads the same packed weight, which is counted here only; "" for
+        most.
     ms, ms_dense : float or None
-        Milliseconds of a call, packed and dense; None unless measured. Layers that share a packed
-        weight are called together: by rows, this is its part of the bytes and of the time.
+        Milliseconds of a call, packed and dense; None unless measured, and for all but linear
+        layers. Layers that share a packed weight are called together: by rows, this is its part of
+        the bytes and of the time.
     """
 
     name: str
-    shape: tuple[int, int]
+    shape: tuple[int, ...]
     format: str
     bits_per_weight: float
     bytes_before: int
     bytes_after: int
     error: float | None
     fused: str = ""
+    tied_to: str = ""
     ms: float | None = None
     ms_dense: float | None = None
 
@@ -143,8 +154,8 @@ def report(model: nn.Module, measure: bool = False, batch: int = 1) -> Report:
     model : nn.Module
         After :func:`gossamer.compress`.
     measure : bool
-        Also time each layer against the dense one: ``F.linear`` in the dtype of the layer, medians
-        of interleaved rounds, each distinct layer once.
+        Also time each linear layer against the dense one: ``F.linear`` in the dtype of the layer,
+        medians of interleaved rounds, each distinct layer once.
     batch : int
         Rows (tokens) per call to be timed.
 
@@ -179,11 +190,19 @@ def report(model: nn.Module, measure: bool = False, batch: int = 1) -> Report:
         for layer in fusion.layers
     }
     timings: dict[tuple[Any, ...], tuple[float, float]] = {}
+    tied = {
+        id(head): name
+        for name, module in model.named_modules()
+        if isinstance(module, PackedTable)
+        for head in module._tied
+    }
     layers = []
-    for name, module in model.named_modules():
-        if isinstance(module, Linear):
-            times = _cached_time(module, batch, timings) if measure else (None, None)
-            layers.append(_layer(name, module, fused.get(name, ""), *times))
+    for name, module in _packed_weights(model):
+        found = _layer(name, module, fused.get(name, ""), tied.get(id(module), ""))
+        if measure and type(module) in (Linear, Projection):
+            ms, ms_dense = _cached_time(module, batch, timings)  # type: ignore[arg-type]
+            found = dataclasses.replace(found, ms=ms, ms_dense=ms_dense)
+        layers.append(found)
     return Report(
         tuple(layers),
         tuple(_remembered(model, "_gossamer_left_alone", "name")),
@@ -193,29 +212,51 @@ def report(model: nn.Module, measure: bool = False, batch: int = 1) -> Report:
     )
 
 
-def _layer(
-    name: str, layer: Linear, fused: str, ms: float | None, ms_dense: float | None
-) -> LayerReport:
-    weights = layer.out_features * layer.in_features
+def _packed_weights(model: nn.Module) -> Iterator[tuple[str, Linear | PackedConv]]:
+    """Every packed weight once, by the name of the module that torch has it in."""
+    names: dict[int, str] = {}
+    for name, module in model.named_modules():
+        if isinstance(module, PackedTable):
+            names.update((id(table), name) for table in module.children())
+        elif isinstance(module, NamedWeights):
+            for child, weight in module._weight_names.items():
+                names[id(module._modules[child])] = f"{name}.{weight}" if name else weight
+        elif isinstance(module, Linear | PackedConv):
+            yield names.get(id(module), name), module
+
+
+def _layer(name: str, layer: Linear | PackedConv, fused: str, tied_to: str) -> LayerReport:
+    shape = _weight_shape(layer)
+    weights = math.prod(shape)
     after = _packed_bytes(layer)
     before = 4 * weights if layer.dense_bytes is None else layer.dense_bytes
     suffix = "" if layer.group_size is None else f":{layer.group_size}"
     return LayerReport(
         name=name,
-        shape=(layer.out_features, layer.in_features),
+        shape=shape,
         format=layer.format + suffix,
         bits_per_weight=8 * after / weights,
         bytes_before=before,
         bytes_after=after,
         error=layer.weight_error,
         fused=fused,
-        ms=ms,
-        ms_dense=ms_dense,
+        tied_to=tied_to,
     )
 
 
-def _packed_bytes(layer: Linear) -> int:
+def _weight_shape(layer: Linear | PackedConv) -> tuple[int, ...]:
+    """The shape of torch's weight."""
+    if isinstance(layer, Linear):
+        return layer.out_features, layer.in_features
+    channels = layer.out_channels, layer.in_channels
+    first, second = channels[::-1] if isinstance(layer, ConvTranspose2d) else channels
+    return first, second // layer.groups, *layer.kernel_size
+
+
+def _packed_bytes(layer: Linear | PackedConv) -> int:
     """Bytes of the packed weight; of one that is shared, a part by rows, so that all add up."""
+    if isinstance(layer, PackedConv):
+        return layer.packed.numel()
     first, N = _rows(layer)
     size = layer.packed.numel()
     return size * (first + layer.out_features) // N - size * first // N
@@ -336,10 +377,13 @@ def _layer_table(found: Report) -> str:
     header = ["layer", "shape", "format", "bits", "before", "after", "error"]
     timed = found.batch is not None
     any_fused = any(layer.fused for layer in found.layers)
+    any_tied = any(layer.tied_to for layer in found.layers)
     if timed:
         header += [f"ms, {found.batch} rows", "dense ms", "speed-up"]
     if any_fused:
         header.append("fused")
+    if any_tied:
+        header.append("tied to")
     rows = []
     for layer in found.layers:
         row = [layer.name, _shape(layer.shape), layer.format, f"{layer.bits_per_weight:.2f}"]
@@ -349,6 +393,8 @@ def _layer_table(found: Report) -> str:
             row += _time_cells(layer)
         if any_fused:
             row.append(layer.fused or "-")
+        if any_tied:
+            row.append(layer.tied_to or "-")
         rows.append(row)
     return _table(header, rows, 1)
 

@@ -10,7 +10,7 @@ from gossamer.bench.peers.peer import Array, Peer, PrepareInput, Run
 
 def build(weight: Array, group_size: int) -> PrepareInput:
     """Repack one int4 weight for the kernels (see ``Peer.build``)."""
-    import auto_round_kernel  # type: ignore[import-not-found]
+    import auto_round_kernel
 
     N, K = weight.shape
     values, scales = int4_groups.quantize(weight, group_size)
