@@ -12,9 +12,9 @@ import gossamer as gs
 def show_mlp() -> None:
     """Two linear layers, in int8 and in int4."""
     model = torch.nn.Sequential(
-        torch.nn.Linear(768, 3072), torch.nn.GELU(), torch.nn.Linear(3072, 768)
+        torch.nn.Linear(384, 1536), torch.nn.GELU(), torch.nn.Linear(1536, 384)
     ).eval()
-    x = torch.randn(16, 768)
+    x = torch.randn(16, 384)
     with torch.inference_mode():
         dense = model(x)
         for scheme in ("int8", "int4-g32"):

@@ -567,7 +567,8 @@ class TestRegistry:
             "one": "its weight is tied to two.weight",
             "two": "its weight is tied to one.weight",
         }
-        again = nn.Sequential(nn.Embedding(100, 64), nn.Embedding(100, 64))
+        again = nn.Sequential(*(nn.Embedding(100, 64) for _ in range(2)))
+        again.append(self.PackedEmbedding(100, 64))
         with torch.no_grad():
             again[1].weight[2] = torch.inf
         with pytest.raises(ValueError, match=r"layer '1': weight: NaN or infinity in row\(s\) 2"):

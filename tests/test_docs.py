@@ -7,6 +7,7 @@ import importlib
 import inspect
 import re
 from collections.abc import Iterator
+from pathlib import Path
 from types import ModuleType
 from typing import Any
 
@@ -18,16 +19,30 @@ import gossamer as gs
 
 MODULES = [
     "gossamer",
+    "gossamer.bench.linear",
+    "gossamer.bench.quality",
+    "gossamer.bench.theory",
     "gossamer.compression",
     "gossamer.cpu",
     "gossamer.formats",
+    "gossamer.formats.bf16",
+    "gossamer.formats.fp4",
+    "gossamer.formats.fp8",
+    "gossamer.formats.int4",
     "gossamer.formats.int8",
+    "gossamer.formats.nf4",
     "gossamer.kernels",
-    "gossamer.nn",
+    "gossamer.nn.attention",
+    "gossamer.nn.conv",
+    "gossamer.nn.conv_transpose",
+    "gossamer.nn.embedding",
     "gossamer.nn.linear",
-    "gossamer.nn.weight",
-    "gossamer.reporting",
+    "gossamer.nn.projections",
+    "gossamer.nn.recurrent",
+    "gossamer.nn.recurrent_cells",
+    "gossamer.nn.tied",
     "gossamer.reporting.layers",
+    "gossamer.schemes",
 ]
 
 
@@ -37,7 +52,7 @@ def public_objects() -> Iterator[tuple[str, Any]]:
         "gossamer": (gs, gs.__all__),
         "cpu": (gs.cpu, _own_names(gs.cpu)),
         "kernels": (gs.kernels, _own_names(gs.kernels)),
-        "formats": (gs.formats, ["Int8"]),
+        "formats": (gs.formats, [kind.__name__ for kind in gs.formats.FORMATS.values()]),
         "nn": (gs.nn, gs.nn.__all__),
         "reporting": (importlib.import_module("gossamer.reporting"), ["Report", "LayerReport"]),
     }
@@ -88,6 +103,16 @@ def test_docstring_is_complete(name: str) -> None:
     assert "Returns\n---" in text
 
 
+def test_every_module_with_examples_is_listed() -> None:
+    package = Path(gs.__path__[0])
+    found = {
+        ".".join(("gossamer", *path.relative_to(package).with_suffix("").parts))
+        for path in package.rglob("*.py")
+        if ">>> " in path.read_text()
+    }
+    assert {name.removesuffix(".__init__") for name in found} <= set(MODULES)
+
+
 @pytest.mark.parametrize("module", MODULES)
 def test_examples_run(module: str) -> None:
     torch.manual_seed(0)
@@ -97,6 +122,7 @@ def test_examples_run(module: str) -> None:
     for test in finder.find(found, module, extraglobs=names):
         runner.run(test)
     assert runner.failures == 0
+    assert runner.tries > 0 or module == "gossamer"
 
 
 @pytest.mark.parametrize(
@@ -113,8 +139,8 @@ def test_examples_run(module: str) -> None:
         "kernels.pack",
         "kernels.matmul",
         "kernels.accumulate",
-        "formats.Int8",
-        "nn.Linear",
+        *(f"formats.{kind.__name__}" for kind in gs.formats.FORMATS.values()),
+        *(f"nn.{name}" for name in gs.nn.__all__),
     ],
 )
 def test_has_an_example(name: str) -> None:

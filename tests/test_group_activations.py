@@ -54,7 +54,8 @@ def test_layers(scheme: str, isa: str) -> None:
     group_size = recipe.resolved().group_size
     assert group_size is not None
     layer = gs.nn.Linear.from_dense(torch.nn.Linear(K, N), recipe)
-    assert layer.activations == "int8-group" and "activations=int8-group" in repr(layer)
+    assert layer.activations == "int8-group"
+    assert "activations=int8-group" in repr(layer)
     W = multiplied(layer.quantized())
     for M in (1, 4, 5, 16, 17, 40):
         x = uneven(M, K, group_size)
@@ -86,7 +87,8 @@ def test_quantize_rows_by_group(isa: str) -> None:
         for group_size in (16, 32, 64, 128, 256):
             x = uneven(5, K, group_size)
             values, scales = kernels.quantize_rows(x, isa, group_size)
-            assert values.shape == (5, K) and scales.shape == (5, -(-K // group_size))
+            assert values.shape == (5, K)
+            assert scales.shape == (5, -(-K // group_size))
             for g in range(scales.shape[1]):
                 part = slice(g * group_size, (g + 1) * group_size)
                 alone = kernels.quantize_rows(x[:, part], isa)
@@ -133,7 +135,8 @@ def test_copies_keep_it() -> None:
     loaded = gs.nn.Linear.from_dense(torch.nn.Linear(96, 16), recipe)
     loaded.load_state_dict(layer.state_dict())
     for other in (loaded, copy.deepcopy(layer), pickle.loads(pickle.dumps(layer))):
-        assert torch.equal(other.packed, layer.packed) and other.activations == "int8-group"
+        assert torch.equal(other.packed, layer.packed)
+        assert other.activations == "int8-group"
 
 
 def test_gradient_of_the_input() -> None:

@@ -13,7 +13,7 @@ import gossamer as gs
 
 def make() -> nn.Sequential:
     model = nn.Sequential(
-        nn.Embedding(10, 64), nn.Linear(64, 96), nn.ReLU(), nn.Linear(96, 32), nn.Linear(32, 4)
+        nn.Identity(), nn.Linear(64, 96), nn.ReLU(), nn.Linear(96, 32), nn.Linear(32, 4)
     )
     return gs.compress(model, gs.Quantize("int8", group_size=32), ignore="4")
 
@@ -33,7 +33,7 @@ def test_layers() -> None:
 
 
 def test_totals_are_those_of_the_whole_model() -> None:
-    dense = nn.Sequential(nn.Embedding(10, 64), nn.Linear(64, 96), nn.BatchNorm1d(96))
+    dense = nn.Sequential(nn.Linear(64, 96), nn.BatchNorm1d(96))
     before = sum(t.numel() * t.element_size() for t in (*dense.parameters(), *dense.buffers()))
     totals = gs.report(gs.compress(dense, "int8")).totals
     assert totals.layers == 1
@@ -57,6 +57,72 @@ def test_left_alone() -> None:
         512,
         "ignored",
     )
+
+
+def every_kind() -> nn.ModuleDict:
+    model = nn.ModuleDict(
+        {
+            "embed": nn.Embedding(96, 64),
+            "table": nn.Embedding(128, 64),
+            "conv": nn.Conv2d(64, 32, 3, groups=2),
+            "up": nn.ConvTranspose1d(64, 32, 3, groups=2),
+            "lstm": nn.LSTM(64, 256, proj_size=64),
+            "attention": nn.MultiheadAttention(64, 4),
+            "head": nn.Linear(64, 96),
+        }
+    )
+    model["head"].weight = model["embed"].weight
+    return model
+
+
+EVERY_WEIGHT = {
+    "table": (128, 64),
+    "conv": (32, 32, 3, 3),
+    "up": (64, 16, 3),
+    "lstm.weight_ih_l0": (1024, 64),
+    "lstm.weight_hh_l0": (1024, 64),
+    "lstm.weight_hr_l0": (64, 256),
+    "attention.in_proj_weight": (192, 64),
+    "attention.out_proj": (64, 64),
+    "head": (96, 64),
+}
+
+
+@pytest.mark.parametrize("scheme", ["int8", "int4-g32", "bf16"])
+def test_every_kind_of_layer(scheme: str) -> None:
+    dense = every_kind()
+    before = sum(parameter.nbytes for parameter in dense.parameters())
+    model = gs.compress(dense, scheme)
+    found = gs.report(model, measure=True)
+    assert {layer.name: layer.shape for layer in found.layers} == EVERY_WEIGHT
+    assert found.left_alone == ()
+    assert found.totals.model_bytes_before == before
+    assert found.totals.bytes_after == sum(buffer.numel() for buffer in model.buffers())
+    for layer in found.layers:
+        assert layer.format.startswith(scheme[:4])
+        assert layer.bytes_before == 4 * torch.Size(layer.shape).numel()
+        assert 0 < layer.error < 0.15
+        assert (layer.ms is not None) == (layer.name in ("head", "attention.out_proj"))
+
+
+def test_tied_pairs_are_counted_once() -> None:
+    found = gs.report(gs.compress(every_kind(), "int8"))
+    assert {layer.name: layer.tied_to for layer in found.layers if layer.tied_to} == {
+        "head": "embed"
+    }
+    lines = str(found).splitlines()
+    assert lines[0].endswith("  tied to")
+    assert [line for line in lines if line.startswith("head ")][0].endswith("  embed")
+    assert "tied" not in str(gs.report(make()))
+
+
+@pytest.mark.parametrize("kind", ["lstm", "table", "up"])
+def test_a_layer_by_itself(kind: str) -> None:
+    found = gs.report(gs.compress(every_kind(), "int8")[kind])
+    own = [name for name in EVERY_WEIGHT if name.split(".")[0] == kind]
+    assert [layer.name for layer in found.layers] == [
+        name.removeprefix(kind).removeprefix(".") for name in own
+    ]
 
 
 def test_table() -> None:

@@ -53,8 +53,12 @@ public:
         const int64_t blocks = call_.shape.batch * blocks_;
         parallel(static_cast<int>(std::min<int64_t>(call_.threads, blocks)), [&](Team team) {
             const Range mine = split_range(blocks, team.rank, team.size);
-            for (int64_t i = mine.begin; i < mine.end; ++i) find_largest(i);
-            if (call_.input_scale == 0) team.barrier();
+            for (int64_t i = mine.begin; i < mine.end; ++i) {
+                find_largest(i);
+                if (call_.input_scale > 0) quantize(i);  // while the block is in L1 or L2
+            }
+            if (call_.input_scale > 0) return;
+            team.barrier();
             for (int64_t i = mine.begin; i < mine.end; ++i) quantize(i);
         });
         std::vector<float> scales;

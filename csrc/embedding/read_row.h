@@ -2,6 +2,7 @@
 #pragma once
 #include <algorithm>
 #include <cstdint>
+#include <cstring>
 
 #include "formats/fp8/values.h"
 #include "gossamer/linear.h"
@@ -10,17 +11,26 @@
 namespace gossamer {
 namespace {
 
+// Values of one column, four from each line of its panel, times a scale. They are first put side by side, for the compiler to convert
+// sixteen at a time.
+inline void read_column(const int8_t* panel, int64_t count, float scale, float* __restrict out) {
+    constexpr int64_t kPiece = 256;
+    int8_t values[kPiece];
+    for (int64_t k = 0; k < count; k += kPiece) {
+        const int64_t piece = std::min(kPiece, count - k);
+        for (int64_t j = 0; j < piece; j += 4) std::memcpy(values + j, panel + (k + j) * kPanelColumns, 4);
+        for (int64_t j = 0; j < piece; ++j) out[k + j] = static_cast<float>(values[j]) * scale;
+    }
+}
+
 inline void read_row(const Int8Weight& weight, int64_t n, float* out) {
     const Int8Layout& l = weight.layout;
     const int64_t group_k = l.G == 0 ? l.K64 : l.G;
     const int8_t* panel = weight.panels + n / kPanelColumns * kPanelColumns * l.K64 + n % kPanelColumns * 4;
     for (int64_t g = 0; g < l.groups; ++g) {
         const float scale = weight.scales[g * l.N16 + n];
-        const int64_t last = std::min((g + 1) * group_k, l.K64);
-        for (int64_t k = g * group_k; k < last; k += 4) {
-            const int8_t* four = panel + k * kPanelColumns;
-            for (int64_t j = 0; j < 4; ++j) out[k + j] = static_cast<float>(four[j]) * scale;
-        }
+        const int64_t k = g * group_k, last = std::min(k + group_k, l.K64);
+        read_column(panel + k * kPanelColumns, last - k, scale, out + k);
     }
 }
 

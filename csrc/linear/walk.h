@@ -12,8 +12,8 @@ namespace {
 
 thread_local Workspace panels_workspace, strips_workspace;
 
-// Calls run_slab(panels, slab, rows, team) for every slab, once `make` has filled its panels. row_extra_bytes: wanted behind the panels, for
-// each row. group_k: of the scales of A (panels.h).
+// Calls run_slab(panels, slab, rows, team) for every slab, once `make` has filled its panels. row_extra_bytes: wanted behind the panels,
+// for each row. group_k: of the scales of A (panels.h).
 template <class Block, class Make, class RunSlab>
 void for_each_slab(int64_t M, int64_t K, int threads, int64_t row_extra_bytes, const Make& make, const RunSlab& run_slab,
                    int64_t group_k = 0) {

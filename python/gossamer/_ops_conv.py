@@ -258,7 +258,7 @@ def _conv2d_backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         batch, channels, height, width = ctx.x_shape
         top, bottom, left, right = g.padding
         # Of the padded image: conv2d_input knows only padding that is the same on both sides.
-        dx = conv2d_input(
+        dx = conv2d_input(  # type: ignore[no-untyped-call]
             (batch, channels, height + top + bottom, width + left + right),
             dequantize(packed, g, channels).contiguous(),
             grad.to(torch.float32),

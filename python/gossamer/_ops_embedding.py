@@ -60,11 +60,22 @@ def _int64(indices: Tensor) -> Tensor:
     return indices.to(torch.int64).contiguous()
 
 
+def embedding(indices: Tensor, packed: Tensor, embedding_dim: int, dtype: torch.dtype) -> Tensor:
+    """Look rows up in a table of that width, directly where possible, else through the op."""
+    if _ops._direct(indices, None):
+        return _look_up(indices, packed, embedding_dim, dtype)
+    return embedding_op(indices, packed, embedding_dim, dtype)
+
+
 def _embedding_cpu(
     indices: Tensor, packed: Tensor, embedding_dim: int, dtype: torch.dtype
 ) -> Tensor:
-    check_indices("embedding", "input", indices)
     _check_table("embedding", packed, embedding_dim, dtype)
+    return _look_up(indices, packed, embedding_dim, dtype)
+
+
+def _look_up(indices: Tensor, packed: Tensor, embedding_dim: int, dtype: torch.dtype) -> Tensor:
+    check_indices("embedding", "input", indices)
     out = torch.empty(*indices.shape, embedding_dim, dtype=dtype)
     flat = _int64(indices)
     _C.embedding(

@@ -148,7 +148,8 @@ void test_outlier() {
             const std::vector<float> out = layer.run(isa_active(), 1);
             for (int64_t j = 0; j < M * N; ++j) {
                 double exact = layer.bias.get(j % N);
-                for (int64_t k = 0; k < K; ++k) exact += layer.x.get(j / N * layer.x_stride + k) * w.dense[static_cast<size_t>(j % N * K + k)];
+                for (int64_t k = 0; k < K; ++k)
+                    exact += layer.x.get(j / N * layer.x_stride + k) * w.dense[static_cast<size_t>(j % N * K + k)];
                 error[i] += std::pow(static_cast<double>(out[static_cast<size_t>(j)]) - std::max(exact, 0.0), 2);
             }
         }

@@ -17,8 +17,6 @@
 
 namespace gossamer {
 
-
-
 enum class Activation : int { none, relu, gelu, gelu_tanh, silu };
 inline constexpr int kActivationCount = 5;
 
@@ -50,8 +48,8 @@ struct FinishTile {
 
 // sum[m,n] = (first ? 0 : sum[m,n]) + float(acc[m,n]) * column_scale[n] * row_scale[m]
 struct ScaleAdd {
-    int64_t M, columns;    // columns 16 or 32
-    const int32_t* acc;    // [M][32]
+    int64_t M, columns;  // columns 16 or 32
+    const int32_t* acc;  // [M][32]
     const float* column_scale;
     const float* row_scale;  // [M], row_scale_stride apart; null: 1
     int64_t row_scale_stride;

@@ -3,8 +3,8 @@
 //   scale[m] = amax[m] / 127,  amax[m] = max_k |x[m,k]|
 //   q[m,k]   = round_half_even( x[m,k] * (127 / amax[m]) )                    in [-127, 127]
 //
-// and with groups of G the same for each group of a row on its own: scale[m,g], amax[m,g] over k in [g * G, g * G + G). Below, a row is then
-// a group of a row.
+// and with groups of G the same for each group of a row on its own: scale[m,g], amax[m,g] over k in [g * G, g * G + G). Below, a row is
+// then a group of a row.
 //
 // x is [M, K] in f32, bf16 or f16, unit stride along K. Stored is u = q + 128, unsigned, because VPDPBUSD multiplies unsigned by
 // signed; the 128 * sum_k w[n,k] this adds to every sum is taken back by the accumulator's initial value (format_int8.h).
@@ -17,7 +17,8 @@
 // R = min(M, 16), so that one row is contiguous when M = 1. With R = 1 the layout is a plain row.
 //
 // Special rows: a NaN or an infinity gives q = 0 and scale = NaN, so the whole output row is NaN, never a silent number. A row of
-// zeros gives zeros and scale 0, and so does a group in the padding of K. Rows so small that 127 / amax overflows are multiplied by 2^100 first (exact).
+// zeros gives zeros and scale 0, and so does a group in the padding of K.
+// Rows so small that 127 / amax overflows are multiplied by 2^100 first (exact).
 // Rounding error: |x - scale * q| <= scale / 2 * (1 + 2^-14): three fp32 roundings of up to 127 steps; below
 // amax = 2^-119 the scale itself is subnormal, and coarser.
 // Two passes: the first reads x from memory, the second finds the row in L1 (K <= 8192 for f32) and writes a quarter of it.

@@ -30,13 +30,13 @@ struct U4Block {
     const uint8_t* b;
     int64_t b_panel_stride;  // bytes
     int64_t n_panels;
-    int64_t M, K;      // K padded to 64
-    int64_t group_k;   // 16, 32 or a multiple of 64; the last group may be shorter where K ends
-    const uint8_t* t;  // [16], or null: the code itself
+    int64_t M, K;        // K padded to 64
+    int64_t group_k;     // 16, 32 or a multiple of 64; the last group may be shorter where K ends
+    const uint8_t* t;    // [16], or null: the code itself
     const void* scales;  // [n_panels][groups][16], at the strip's first panel
     ScaleType scale_type;
-    const uint8_t* zero_points;  // likewise, or null: a_sums has the offset in it
-    float* sum;                  // [M][32]
+    const uint8_t* zero_points;       // likewise, or null: a_sums has the offset in it
+    float* sum;                       // [M][32]
     const float* a_scales = nullptr;  // [M][groups], or null: 1
 };
 
@@ -52,8 +52,8 @@ struct CenterRows {
 
 struct U4Kernels {
     Isa isa;
-    int64_t max_rows;   // above, expanding the codes to int8 once is faster
-    int max_value;      // of a codebook whose products stay exact
+    int64_t max_rows;  // above, expanding the codes to int8 once is faster
+    int max_value;     // of a codebook whose products stay exact
     void (*run)(const U4Block& block);
     void (*center)(const CenterRows& rows);
 };

@@ -54,7 +54,7 @@ namespace {
 
 void run_few(const S8Block& block, const uint8_t* a, int64_t rows, int32_t* c) {
     switch (rows) {
-        case 1: return run_rows<1, 1, 8>(block, a, c);
+        case 1: return block.K < 32 ? run_rows<1, 1, 4>(block, a, c) : run_rows<1, 1, 8>(block, a, c);  // a group of 16 is 4 words
         case 2: return run_rows<2, 2, 4>(block, a, c);
         case 3: return run_rows<3, 2, 4>(block, a, c);
         case 4: return run_rows<4, 1, 4>(block, a, c);

@@ -2,7 +2,8 @@
 //
 // VPMADDUBSW multiplies unsigned by signed bytes and adds pairs in int16, with saturation. Codes reach 15, so a pair reaches 2 * 15 * 127 =
 // 3,810, and eight pairs fit: four lines of codes are added up in int16 before VPMADDWD widens them, once. Values of e2m1 reach 24, so
-// there two lines are (4 * 6,096 = 24,384). This is where 4 bits beat 8 on AVX2: int8 must be widened before it is multiplied (s8/avx2.cpp).
+// there two lines are (4 * 6,096 = 24,384). This is where 4 bits beat 8 on AVX2: int8 must be widened before it is multiplied
+// (s8/avx2.cpp).
 //
 //   tile: 1 or 2 rows x 16 columns, 3 or 4 rows x 8; per 64 codes 3 instructions to decode, and per row 2 products, 2 additions and a share
 //   of 2 to widen
@@ -206,5 +207,5 @@ void center(const CenterRows& rows) {
 }  // namespace
 
 extern const U4Kernels u4_avx2;
-const U4Kernels u4_avx2 = {Isa::avx2, 4, 31, run, center};
+const U4Kernels u4_avx2 = {Isa::avx2, 48, 31, run, center};
 }  // namespace gossamer

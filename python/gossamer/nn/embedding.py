@@ -131,7 +131,11 @@ class Embedding(PackedTable):
         TypeError
             Where `input` has another dtype.
         """
-        return _ops_embedding.embedding_op(input, self.packed, self.embedding_dim, self.dtype)
+        table = self._holder
+        packed: Tensor = table._buffers["packed"]  # type: ignore[assignment]
+        if torch.compiler.is_compiling():
+            return _ops_embedding.embedding_op(input, packed, self.embedding_dim, table.dtype)
+        return _ops_embedding.embedding(input, packed, self.embedding_dim, table.dtype)
 
 
 class EmbeddingBag(PackedTable):
