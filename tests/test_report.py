@@ -112,7 +112,7 @@ def test_tied_pairs_are_counted_once() -> None:
     }
     lines = str(found).splitlines()
     assert lines[0].endswith("  tied to")
-    assert [line for line in lines if line.startswith("head ")][0].endswith("  embed")
+    assert next(line for line in lines if line.startswith("head ")).endswith("  embed")
     assert "tied" not in str(gs.report(make()))
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import pickle
 from typing import Any
 
 import pytest
@@ -137,6 +138,14 @@ class TestEndToEnd:
             other.load_state_dict(state)
             assert torch.equal(outputs(other, arguments), want)
         assert torch.equal(outputs(copy.deepcopy(model), arguments), want)
+
+    @pytest.mark.parametrize("scheme", ["int8", "int4-asym", "fp8"])
+    def test_pickled(self, name: str, scheme: str) -> None:
+        dense, arguments = MODELS[name]()
+        model = gs.compress(dense.eval(), scheme)
+        other = pickle.loads(pickle.dumps(model))
+        assert torch.equal(outputs(other, arguments), outputs(model, arguments))
+        assert gs.report(other).totals == gs.report(model).totals
 
     def test_in_bfloat16(self, name: str) -> None:
         dense, arguments = MODELS[name]()

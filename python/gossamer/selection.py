@@ -6,7 +6,7 @@ import fnmatch
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Any, TypeAlias
+from typing import TypeAlias
 
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
@@ -19,10 +19,10 @@ Patterns: TypeAlias = Pattern | Sequence[Pattern] | None
 Kinds: TypeAlias = tuple[type[nn.Module], ...]
 
 # A table of few rows is not worth a kernel.
-_TABLES: Kinds = (nn.Embedding, nn.EmbeddingBag)
+_TABLES = (nn.Embedding, nn.EmbeddingBag)
 _TABLE_ROWS = 64
 # A step is one small product: below this hidden size torch's whole step costs less than its call.
-_RECURRENT: Kinds = (nn.RNNBase, nn.RNNCellBase)
+_RECURRENT = (nn.RNNBase, nn.RNNCellBase)
 _HIDDEN_SIZE = 256
 _IGNORED = "ignored"
 
@@ -283,7 +283,7 @@ def _why_max_norm(module: nn.Module) -> str | None:
     return None
 
 
-def _why_small(module: Any) -> str | None:
+def _why_small(module: nn.Module) -> str | None:
     """Below what a packed layer gains by."""
     if isinstance(module, _TABLES):
         N, K = module.num_embeddings, module.embedding_dim

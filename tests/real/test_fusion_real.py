@@ -45,14 +45,15 @@ def test_minilm(dtype: torch.dtype, need: Callable[[Asset], Path]) -> None:
     assert ((want - got) ** 2).sum(1).max() < 0.11**2  # as far as int8 is from float32
 
 
+@pytest.mark.parametrize("scheme", ["int8", "int4"])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_smollm2(dtype: torch.dtype, need: Callable[[Asset], Path]) -> None:
+def test_smollm2(dtype: torch.dtype, scheme: str, need: Callable[[Asset], Path]) -> None:
     pytest.importorskip("gguf")
     pytest.importorskip("accelerate")
     need(SMOLLM2)
     dense, tokenizer = models.load_smollm2()
-    plain = gs.compress(copy.deepcopy(dense), "int8", fuse=False).to(dtype)
-    fused = gs.compress(dense, "int8").to(dtype)
+    plain = gs.compress(copy.deepcopy(dense), scheme, fuse=False).to(dtype)
+    fused = gs.compress(dense, scheme).to(dtype)
     assert len(gs.report(fused).fusions) == 60  # thirty layers
     assert unfused(fused) == []
     tokens = tokenizer("The capital of France is", return_tensors="pt")

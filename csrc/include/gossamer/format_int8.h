@@ -15,7 +15,7 @@
 // Bytes: N16 * K64 + 4 * N16 * (groups + sum_blocks) + 64.
 //
 // With exact activations (weight-only) the values are expanded to the f32 or bf16 lane, where each is exact. Per-channel scales are applied
-// to the sums. Group scales are multiplied into the values, which the bf16 lane rounds: relative error 2^-9 per weight.
+// to the sums. Group scales are multiplied into the values, which the bf16 lane rounds: relative error at most 2^-8 per weight.
 #pragma once
 #include <cstdint>
 

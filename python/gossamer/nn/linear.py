@@ -14,6 +14,7 @@ from .. import _check, _ops
 from ..formats import FORMATS, Format
 from ..formats.groups import relative_error
 from ..schemes import Quantize, as_quantize
+from .pickling import from_pickle, to_pickle
 from .weight import PackedWeight
 
 _DENSE_DTYPES = (*_check.DTYPES, torch.float64)
@@ -267,11 +268,8 @@ class Linear(torch.nn.Module):
         return text
 
     def _set_weight(self, weight: Format) -> None:
-        self.format, self.group_size, self.settings = (
-            weight.name,
-            weight.group_size,
-            weight.settings,
-        )
+        self.format, self.group_size = weight.name, weight.group_size
+        self.settings = weight.settings
         self.packed = weight.pack(self.activations)
         self._handle = _ops.Handle(self.packed)
         self._own_names = tuple(weight.state())
@@ -318,15 +316,11 @@ class Linear(torch.nn.Module):
     def __getstate__(self) -> dict[str, Any]:
         state = {name: value for name, value in self.__dict__.items() if name != "_handle"}
         state["_buffers"] = {**self._buffers, "packed": None}
-        # As bytes where elements are bytes: pickle cannot load float8.
-        state["_canonical"] = {
-            name: (tensor.view(torch.uint8) if tensor.itemsize == 1 else tensor, tensor.dtype)
-            for name, tensor in self.quantized().state().items()
-        }
+        state["_canonical"] = to_pickle(self.quantized().state())
         return state
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        canonical = {name: t.view(dtype) for name, (t, dtype) in state.pop("_canonical").items()}
+        canonical = from_pickle(state.pop("_canonical"))
         super().__setstate__(state)  # type: ignore[no-untyped-call]
         form = FORMATS[self.format]
         self._set_weight(form.from_state(canonical, self.group_size, self.in_features))
@@ -349,11 +343,10 @@ class Linear(torch.nn.Module):
         error_msgs: list[str],
     ) -> None:
         found = {name: state_dict.pop(prefix + name, None) for name in self._state_names()}
-        key = prefix + "weight"
         try:
-            self._load_weight(found, key, missing_keys)
+            self._load_weight(found, prefix + "weight", missing_keys)
         except (TypeError, ValueError, RuntimeError) as error:
-            error_msgs.append(f"{key}: {error}")
+            error_msgs.append(f"{prefix}weight: {error}")
         super()._load_from_state_dict(
             state_dict, prefix, local_metadata, strict, missing_keys, unexpected_keys, error_msgs
         )

@@ -14,6 +14,7 @@ from .. import _check, _ops_conv
 from .._ops_conv import Geometry
 from ..formats import FORMATS, Format
 from ..schemes import Quantize, as_quantize
+from .pickling import from_pickle, to_pickle
 
 Self = TypeVar("Self", bound="PackedConv")
 _DENSE_DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
@@ -227,11 +228,11 @@ class PackedConv(torch.nn.Module):
     def __getstate__(self) -> dict[str, Any]:
         state = {name: value for name, value in self.__dict__.items() if name != "_handle"}
         state["_buffers"] = {**self._buffers, "packed": None}
-        state["_canonical"] = self.quantized().state()
+        state["_canonical"] = to_pickle(self.quantized().state())
         return state
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        canonical = state.pop("_canonical")
+        canonical = from_pickle(state.pop("_canonical"))
         super().__setstate__(state)  # type: ignore[no-untyped-call]
         self._set_weight(self._from_state(canonical))
 

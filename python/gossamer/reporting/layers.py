@@ -4,14 +4,11 @@ from __future__ import annotations
 
 import dataclasses
 import math
-import statistics
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
-import torch
-from torch import Tensor, nn
+from torch import nn
 
 from ..fusion import Fusion
 from ..nn.conv_transpose import ConvTranspose2d
@@ -21,9 +18,7 @@ from ..nn.packed_conv import PackedConv
 from ..nn.packed_table import PackedTable
 from ..nn.projections import Projection
 from ..selection import LeftAlone
-
-_ROUNDS = 15
-_SECONDS_PER_ROUND = 5e-4
+from .timing import cached_time, rows_of
 
 
 @dataclass(frozen=True)
@@ -200,7 +195,7 @@ def report(model: nn.Module, measure: bool = False, batch: int = 1) -> Report:
     for name, module in _packed_weights(model):
         found = _layer(name, module, fused.get(name, ""), tied.get(id(module), ""))
         if measure and type(module) in (Linear, Projection):
-            ms, ms_dense = _cached_time(module, batch, timings)  # type: ignore[arg-type]
+            ms, ms_dense = cached_time(module, batch, timings)  # type: ignore[arg-type]
             found = dataclasses.replace(found, ms=ms, ms_dense=ms_dense)
         layers.append(found)
     return Report(
@@ -257,17 +252,9 @@ def _packed_bytes(layer: Linear | PackedConv) -> int:
     """Bytes of the packed weight; of one that is shared, a part by rows, so that all add up."""
     if isinstance(layer, PackedConv):
         return layer.packed.numel()
-    first, N = _rows(layer)
+    first, N = rows_of(layer)
     size = layer.packed.numel()
     return size * (first + layer.out_features) // N - size * first // N
-
-
-def _rows(layer: Linear) -> tuple[int, int]:
-    """Where the layer begins in its packed weight, and the rows of that."""
-    if isinstance(layer, Projection) and layer.shares:
-        sizes = [sibling.out_features for sibling in layer.siblings]
-        return sum(sizes[: layer.siblings.index(layer)]), sum(sizes)
-    return 0, layer.out_features
 
 
 def _remembered(model: nn.Module, attribute: str, key: str) -> Iterator[Any]:
@@ -295,79 +282,6 @@ def _totals(model: nn.Module, layers: list[LayerReport]) -> Totals:
         ms=sum(ms) if ms else None,
         ms_dense=sum(ms_dense) if ms_dense else None,
     )
-
-
-# --- times ---
-
-
-def _cached_time(
-    layer: Linear, batch: int, timings: dict[tuple[Any, ...], tuple[float, float]]
-) -> tuple[float, float]:
-    """Milliseconds per call, packed and dense: by rows, where several are called together."""
-    N = _rows(layer)[1]
-    key = (
-        N,
-        layer.in_features,
-        layer.format,
-        layer.group_size,
-        layer.dtype,
-        layer.activation,
-        layer.bias is None,
-    )
-    if key not in timings:
-        timings[key] = _time(layer, batch)
-    packed, dense = timings[key]
-    return packed * layer.out_features / N, dense * layer.out_features / N
-
-
-def _time(layer: Linear, batch: int) -> tuple[float, float]:
-    """Milliseconds per call, packed and dense: medians of interleaved rounds."""
-    together = layer.siblings if isinstance(layer, Projection) and layer.shares else (layer,)
-    x = torch.randn(batch, layer.in_features).to(layer.dtype)
-    weight = torch.cat([each.dequantize(layer.dtype) for each in together])
-    bias = None if layer.bias is None else x.new_zeros(len(weight))
-    activation = _ACTIVATIONS[layer.activation]
-
-    def dense() -> Tensor:
-        return activation(nn.functional.linear(x, weight, bias))
-
-    def packed() -> None:
-        for each in together:
-            each.forward(x)
-
-    with torch.inference_mode():
-        calls = {call: _calls_per_round(call) for call in (packed, dense)}
-        samples: dict[Callable[[], object], list[float]] = {packed: [], dense: []}
-        for _ in range(_ROUNDS):
-            for call, count in calls.items():
-                samples[call].append(_round(call, count))
-    return 1e3 * statistics.median(samples[packed]), 1e3 * statistics.median(samples[dense])
-
-
-def _calls_per_round(call: Callable[[], object]) -> int:
-    _round(call, 2)
-    return max(1, round(_SECONDS_PER_ROUND / _round(call, 2)))
-
-
-def _round(call: Callable[[], object], count: int) -> float:
-    """Seconds per call."""
-    start = time.perf_counter()
-    for _ in range(count):
-        call()
-    return (time.perf_counter() - start) / count
-
-
-def _gelu_tanh(x: Tensor) -> Tensor:
-    return nn.functional.gelu(x, approximate="tanh")
-
-
-_ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
-    "none": lambda x: x,
-    "relu": nn.functional.relu,
-    "gelu": nn.functional.gelu,
-    "gelu_tanh": _gelu_tanh,
-    "silu": nn.functional.silu,
-}
 
 
 # --- the table ---
