@@ -21,8 +21,8 @@ struct AnyKind {
 
     bool four_bit() const { return format >= FormatId::int4 && format <= FormatId::mxfp4; }
     std::string text() const {
-        return std::string(name(format)) + " " + name(scale_type) + (zero_points ? " with zero points" : "") + ", G = " + std::to_string(G) +
-               ", " + name(activations) + (uneven ? ", uneven" : "");
+        return std::string(name(format)) + " " + name(scale_type) + (zero_points ? " with zero points" : "") +
+               ", G = " + std::to_string(G) + ", " + name(activations) + (uneven ? ", uneven" : "");
     }
 };
 
@@ -53,7 +53,8 @@ private:
         const bool keeps_groups = kind.uneven && w.layout.groups >= 12;
         for (int64_t n = 0; n < N; ++n) {
             for (int64_t k = 0; k < K; ++k) {
-                const double stored = kind.zero_points ? w.integer(n, k) : static_cast<double>(w.book.value[w.codes[static_cast<size_t>(n * K + k)]]);
+                const double stored =
+                    kind.zero_points ? w.integer(n, k) : static_cast<double>(w.book.value[w.codes[static_cast<size_t>(n * K + k)]]);
                 const double value = kind.activations != Activations::exact ? w.integer(n, k) * w.unit() : stored;
                 dense.push_back(value * w.scale(n, k / w.layout.group_k));
             }

@@ -1,10 +1,11 @@
 // Expansion of 4-bit codes on AVX2.
+#include "../../simd/avx2.h"
+
 #include <immintrin.h>
 
 #include <cstdint>
 #include <cstring>
 
-#include "../../simd/avx2.h"
 #include "expand.h"
 
 namespace gossamer {

@@ -1,9 +1,10 @@
 // Expansion of 4-bit codes on AVX-512.
+#include "../../simd/avx512.h"
+
 #include <immintrin.h>
 
 #include <cstdint>
 
-#include "../../simd/avx512.h"
 #include "expand.h"
 
 namespace gossamer {

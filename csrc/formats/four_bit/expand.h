@@ -11,10 +11,10 @@ namespace gossamer {
 // One group (or what of it is wanted) of one panel, to int8.
 struct FourBitGroup {
     const uint8_t* codes;
-    int64_t lines;           // of codes
-    const uint8_t* table;    // [16]: code to unsigned value (Codebook::s8), or null: the code itself
-    const int16_t* zero;     // [16]: what is subtracted
-    const int16_t* ratio;    // [16]
+    int64_t lines;         // of codes
+    const uint8_t* table;  // [16]: code to unsigned value (Codebook::s8), or null: the code itself
+    const int16_t* zero;   // [16]: what is subtracted
+    const int16_t* ratio;  // [16]
     int shift;
     int8_t* out;
     int32_t* sum;  // [16]: the sums of the values written are added

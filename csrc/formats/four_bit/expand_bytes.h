@@ -24,9 +24,7 @@ constexpr int64_t kLine = 64;
 struct ValuesOp {
     Words zero_low, zero_high;
     ValuesOp(const FourBitGroup& g, int64_t column) : zero_low(low_columns(g.zero + column)), zero_high(high_columns(g.zero + column)) {}
-    Bytes operator()(Bytes values) const {
-        return narrow(subtract(low_words(values), zero_low), subtract(high_words(values), zero_high));
-    }
+    Bytes operator()(Bytes values) const { return narrow(subtract(low_words(values), zero_low), subtract(high_words(values), zero_high)); }
 };
 
 struct RequantizeOp {

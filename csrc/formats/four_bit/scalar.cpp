@@ -1,8 +1,9 @@
 // Expansion of 4-bit codes in portable C++: "vectors" of 16 bytes.
+#include "../../simd/scalar.h"
+
 #include <cstdint>
 #include <cstring>
 
-#include "../../simd/scalar.h"
 #include "expand.h"
 
 namespace gossamer {

@@ -17,8 +17,8 @@
 // the only interleaving that works within 16 bytes, gives the two lines in order.
 //
 // Expansion: every finite fp8 value is exact in bf16 and fp32, subnormals too (they become normal numbers). Per-channel scales are applied
-// to the sums in fp32. Block scales are multiplied into the expanded values, which the bf16 lane rounds: relative error at most 2^-8 per weight,
-// against 2^-4 of fp8 itself; the f32 lane rounds to fp32. A NaN stays one, quiet, with its sign.
+// to the sums in fp32. Block scales are multiplied into the expanded values, which the bf16 lane rounds: relative error at most 2^-8 per
+// weight, against 2^-4 of fp8 itself; the f32 lane rounds to fp32. A NaN stays one, quiet, with its sign.
 #pragma once
 #include <cstdint>
 

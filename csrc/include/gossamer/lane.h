@@ -14,8 +14,8 @@
 //                                                                                 16 of them in sequence are one AMX tile
 // C: [M][32] row-major, two panels side by side ("strip"), sums of 4 bytes.
 //
-// A call multiplies up to block_rows rows by one strip over one K block. K is a multiple of a chunk, or for groups shorter than a chunk of 4
-// words.
+// A call multiplies up to block_rows rows by one strip over one K block. K is a multiple of a chunk, or for groups shorter than a chunk of
+// 4 words.
 #pragma once
 #include <cstdint>
 

@@ -31,7 +31,6 @@
 
 namespace gossamer {
 
-
 inline constexpr int64_t kChunk = 64;  // k per line of an A panel (lane.h); K is padded to it
 
 constexpr int64_t padded_k(int64_t K) { return (K + kChunk - 1) / kChunk * kChunk; }

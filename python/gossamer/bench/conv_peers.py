@@ -80,7 +80,7 @@ def build_gossamer(layer: ConvLayer, weight: Array, scheme: str, dtype: str) -> 
     """``gossamer.nn.Conv2d`` fed with images of ``dtype``, channels last."""
     import gossamer as gs
 
-    convolution = gs.nn.Conv2d.from_dense(layer.module(weight), scheme)  # type: ignore[attr-defined]
+    convolution = gs.nn.Conv2d.from_dense(layer.module(weight), scheme)
     torch_dtype = getattr(torch, dtype)
 
     def prepare(x: Array) -> Run:
