@@ -1,6 +1,7 @@
 // Rows of the output are shared out over a team.
 #include "depthwise_image.h"
 
+#include <algorithm>
 #include <variant>
 
 #include "dispatch/lists.h"
@@ -42,11 +43,13 @@ void conv2d_depthwise(const ConvCall& call) {
     const int threads = useful_threads({outputs, outputs * static_cast<double>(s.taps()), 20e3}, call.threads);
     parallel(threads, [&](Team team) {
         const Range mine = split_range(rows, team.rank, team.size);
-        for (int64_t row = mine.begin; row < mine.end; ++row) {
-            const void* image = static_cast<const char*>(call.x) + row / s.out_height * s.sample_size() * size_bytes(call.x_dtype);
+        for (int64_t row = mine.begin, count = 0; row < mine.end; row += count) {
+            const int64_t sample = row / s.out_height, y = row % s.out_height;
+            count = std::min(mine.end - row, s.out_height - y);
+            const void* image = static_cast<const char*>(call.x) + sample * s.sample_size() * size_bytes(call.x_dtype);
             void* out = static_cast<char*>(call.out) + row * s.out_width * s.channels * size_bytes(call.out_dtype);
-            kernels.depthwise({s, image, call.x_dtype, row % s.out_height, call.weight.taps().data(), padded_channels(s.channels),
-                               bias.data(), out, call.out_dtype});
+            kernels.depthwise({s, image, call.x_dtype, y, count, call.weight.taps().data(), padded_channels(s.channels), bias.data(), out,
+                               call.out_dtype});
         }
     });
 }

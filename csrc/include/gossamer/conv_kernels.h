@@ -44,20 +44,20 @@ struct GatherPatches {
     uint8_t* panels;  // [row / R][K bytes / 64][R][64], the last line filled up with `zero`
 };
 
-// One row of the output of a depthwise convolution:
+// Neighbouring rows of one sample's output of a depthwise convolution:
 //
 //   out[x][c] = bias[c] + sum_{r,s} image[..][..][c] * taps[r,s][c]          in fp32, in the order of (r, s), rounded to out_dtype
 //
 // |error| before that rounding <= taps * 2^-24 * (|bias| + sum |x||taps|).
-struct DepthwiseRow {
+struct DepthwiseRows {
     const ConvShape& shape;
     const void* image;  // the sample
     DType x_dtype;
-    int64_t out_y;
-    const float* taps;  // [taps][taps_stride], a multiple of 16 columns
+    int64_t first_y, rows;  // of the output
+    const float* taps;      // [taps][taps_stride], a multiple of 16 columns
     int64_t taps_stride;
     const float* bias;  // [taps_stride]
-    void* out;          // [out_width][channels]
+    void* out;          // [rows][out_width][channels]
     DType out_dtype;
 };
 
@@ -66,7 +66,7 @@ struct ConvKernels {
     uint32_t (*largest)(const void* x, DType dtype, int64_t n);  // max |x| as the bits of an fp32; a NaN is above all
     void (*quantize)(const QuantizePixels& pixels);
     void (*gather)(const GatherPatches& patches);
-    void (*depthwise)(const DepthwiseRow& row);
+    void (*depthwise)(const DepthwiseRows& rows);
 };
 
 }  // namespace gossamer
