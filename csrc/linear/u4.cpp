@@ -8,7 +8,7 @@ namespace gossamer {
 namespace {
 
 // By reasoning, not measured: expanding costs about as much as 16 rows of products on AMX.
-constexpr int64_t kRowsBelowAmx = 16;
+constexpr int64_t kRowsOnAmx = 16;
 
 int64_t scale_bytes(ScaleType type) { return type == ScaleType::f32 ? 4 : 2; }
 
@@ -39,7 +39,7 @@ const U4Kernels* u4_for(const ProductCall& call, const FourBitWeight& weight) {
     // row its AVX512-VNNI kernel does not take groups of 16 k.)
     const bool any_rows = call.weight.activations == Activations::int8_group && call.isa < Isa::amx;
     // The kernels' limit was measured against VPDPBUSD; AMX multiplies several times as fast, so there expanding pays sooner.
-    const int64_t max_rows = call.isa < Isa::amx ? u4->max_rows : kRowsBelowAmx;
+    const int64_t max_rows = call.isa < Isa::amx ? u4->max_rows : kRowsOnAmx;
     return any_rows || call.M <= max_rows ? u4 : nullptr;
 }
 

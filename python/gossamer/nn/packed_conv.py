@@ -77,6 +77,10 @@ class PackedConv(torch.nn.Module):
             raise ValueError(f"{kind}: input_scale: got {input_scale}, wanted None or a number > 0")
         self._geometry, self._channels = geometry, channels
         self.dtype, self.input_scale = dtype, input_scale
+        if (
+            activations == "int8-group"
+        ):  # pixels are rounded once, for all the groups that meet them
+            raise ValueError(f"{kind}: activations: got 'int8-group', wanted 'int8' or 'exact'")
         self.activations = _check.activations(kind, activations, weight.activation_kinds)
         self.weight_error = self.dense_bytes = None
         self.register_buffer("packed", None, persistent=False)
