@@ -405,7 +405,8 @@ class TestModule:
     def test_report_lists_every_weight(self) -> None:
         model = nn.ModuleDict({"rnn": LSTM.from_dense(nn.LSTM(64, 48, proj_size=16))})
         layers = gs.report(model).layers
-        assert [layer.name for layer in layers] == [f"rnn.weight_{name}_l0" for name in ("ih", "hh", "hr")]
+        names = [f"rnn.weight_{part}_l0" for part in ("ih", "hh", "hr")]
+        assert [layer.name for layer in layers] == names
         assert [layer.shape for layer in layers] == [(192, 64), (192, 16), (16, 48)]
 
 
