@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import copy
-import functools
 import pickle
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Any
 from unittest import mock
 
@@ -16,51 +14,20 @@ import pytest
 import torch
 from hypothesis import strategies as st
 from torch import Tensor, nn
+from torch.testing import assert_close
 
 import gossamer as gs
-from gossamer import _ops
 from gossamer.nn.attention import MultiheadAttention
 
+from .torch_twin import SCHEMES, exact_products, one_thread, twin
+
 E, HEADS = 24, 4
-# Every format, kind of activations, and what changes its canonical tensors.
-SCHEMES = (
-    *("int8-g32", "int8-weight-only", "int4", "int4-g32-asym", "int4-weight-only", "nf4", "fp4"),
-    *("mxfp4", "fp8", "fp8-block", "bf16"),
-)
-close = torch.testing.assert_close
 
 
 @pytest.fixture(autouse=True)
 def _one_thread() -> Iterator[None]:
-    """Products this small do not wait for threads, which takes long on a busy machine."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
-
-
-def exact_linear(
-    x: Tensor, packed: Tensor, bias: Tensor | None, activation: str, handle: _ops.Handle
-) -> Tensor:
-    W = _ops.dequantize_op(packed, handle.out_features, handle.in_features, x.dtype)
-    return nn.functional.linear(x, W, bias)
-
-
-@contextmanager
-def exact_products() -> Iterator[mock.Mock]:
-    """No rounding of activations: what is left is to be equal to torch. Yields the calls."""
-    with mock.patch.object(_ops, "linear", side_effect=exact_linear) as calls:
-        yield calls
-
-
-def twin(dense: nn.Module, packed: nn.Module) -> Any:
-    """The dense module with the weights that the packed one multiplies with."""
-    dense = copy.deepcopy(dense)
-    with torch.no_grad(), warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # values of packed weights are read
-        for name, parameter in dense.named_parameters():
-            parameter.copy_(functools.reduce(getattr, name.split("."), packed))  # type: ignore[arg-type]
-    return dense
+    with one_thread():
+        yield
 
 
 def make(**options: Any) -> tuple[MultiheadAttention, Any]:
@@ -130,10 +97,10 @@ class TestSameAsTorch:
         dense.eval()
         with torch.set_grad_enabled(grad), exact_products():
             got, want = layer(*inputs, **call), dense(*inputs, **call)
-        close(got[0], want[0])
+        assert_close(got[0], want[0])
         assert (got[1] is None) == (want[1] is None)
         if got[1] is not None:
-            close(got[1], want[1])
+            assert_close(got[1], want[1])
 
     @staticmethod
     def draw_inputs(
@@ -167,7 +134,7 @@ class TestSameAsTorch:
             with exact_products():
                 outputs.append(module(x, x, x, need_weights=need_weights))
         for got, want in zip(*outputs, strict=True):
-            close(got, want)
+            assert_close(got, want)
         with exact_products():
             assert not torch.allclose(outputs[0][0], layer.eval()(x, x, x)[0])
 
@@ -189,7 +156,7 @@ class TestSameAsTorch:
         names = [sorted(n for n, _ in m.named_parameters() if "bias" in n) for m in (layer, dense)]
         assert names[0] == names[1]
         for got, want in zip(*grads, strict=True):
-            close(got, want)
+            assert_close(got, want)
 
 
 class TestPackedProducts:
@@ -216,14 +183,14 @@ class TestPackedProducts:
             assert layer._project(x, y, y)
             assert layer._row_blocks[1, 3] is block
             whole = [layer._project(z, z, z) for z in (x, y)]
-        close(parts, [whole[0][0], whole[1][1], whole[1][2]], rtol=1e-6, atol=1e-6)
+        assert_close(parts, [whole[0][0], whole[1][1], whole[1][2]], rtol=1e-6, atol=1e-6)
 
     def test_a_format_that_cannot_be_divided(self) -> None:
         layer, dense = make()
         x, y = torch.randn(3, 2, E), torch.randn(4, 2, E)
         divide = mock.patch.object(type(layer.in_proj), "rows", side_effect=ValueError)
         with divide, exact_products():
-            close(layer(x, y, y)[0], dense(x, y, y)[0])
+            assert_close(layer(x, y, y)[0], dense(x, y, y)[0])
 
     @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
     @pytest.mark.parametrize("need_weights", [False, True])
@@ -255,15 +222,15 @@ class TestPackedProducts:
                 for new in (other, copy.deepcopy(layer)):
                     assert torch.equal(new(*inputs)[0], y)
                 with exact_products():
-                    close(layer(*inputs)[0], want)
+                    assert_close(layer(*inputs)[0], want)
 
     def test_compiles(self) -> None:
         layer, _ = make(batch_first=True)
         x, y = torch.randn(2, 3, E), torch.randn(2, 4, E)
         with torch.no_grad():
             compiled = torch.compile(layer, backend="aot_eager", fullgraph=True)
-            close(compiled(x, x, x)[0], layer(x, x, x)[0])
-            close(compiled(x, y, y)[0], layer(x, y, y)[0])
+            assert_close(compiled(x, x, x)[0], layer(x, x, x)[0])
+            assert_close(compiled(x, y, y)[0], layer(x, y, y)[0])
 
 
 class TestModule:
@@ -279,7 +246,7 @@ class TestModule:
         other.load_state_dict(make(add_bias_kv=True, **widths)[1].state_dict())
         assert not torch.equal(other(*inputs)[0], layer(*inputs)[0])
         assert str(other.load_state_dict(dense.state_dict())) == "<All keys matched successfully>"
-        close(other.state_dict(), state)
+        assert_close(other.state_dict(), state)
         with pytest.raises(RuntimeError, match=r'Missing key.*"(in|k)_proj_weight_scale"'):
             other.load_state_dict({k: v for k, v in state.items() if "proj_weight_sc" not in k})
 
@@ -341,7 +308,7 @@ class TestTransformers:
         if masks == "padding" and not train:  # torch's fast path gives zeros for what is padded
             keep = ~call["src_key_padding_mask"]
             outputs = [y[keep] if batch_first else y.transpose(0, 1)[keep] for y in outputs]
-        close(*outputs)
+        assert_close(*outputs)
 
     @pytest.mark.parametrize("train", [False, True])
     def test_whole_transformer(self, train: bool) -> None:
@@ -358,7 +325,7 @@ class TestTransformers:
             "memory_key_padding_mask": torch.zeros(2, 5).masked_fill_(torch.eye(2, 5) > 0, -1e9),
         }
         with torch.set_grad_enabled(train), exact_products():
-            close(model(source, target, **call), dense(source, target, **call))
+            assert_close(model(source, target, **call), dense(source, target, **call))
         with torch.no_grad():
             want = dense(source, target, **call)
             error = (model(source, target, **call) - want).norm() / want.norm()

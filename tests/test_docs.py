@@ -41,6 +41,7 @@ MODULES = [
     "gossamer.nn.recurrent",
     "gossamer.nn.recurrent_cells",
     "gossamer.nn.tied",
+    "gossamer.pruning.magnitude",
     "gossamer.reporting.layers",
     "gossamer.schemes",
 ]
@@ -54,6 +55,7 @@ def public_objects() -> Iterator[tuple[str, Any]]:
         "kernels": (gs.kernels, _own_names(gs.kernels)),
         "formats": (gs.formats, [kind.__name__ for kind in gs.formats.FORMATS.values()]),
         "nn": (gs.nn, gs.nn.__all__),
+        "pruning": (gs.pruning, gs.pruning.__all__),
         "reporting": (importlib.import_module("gossamer.reporting"), ["Report", "LayerReport"]),
     }
     for place, (module, names) in places.items():

@@ -54,8 +54,9 @@ def test_links_lead_somewhere(page: Path) -> None:
 
 @pytest.mark.parametrize("page", [p for p in PAGES if PYTHON.search(p.read_text())], ids=name_of)
 def test_code_runs(page: Path) -> None:
-    """The blocks of a page, one after the other, in one namespace."""
+    """The blocks of a page, one after the other, in one namespace; they check what they show."""
     code = PYTHON.findall(page.read_text())
+    assert any("assert " in block for block in code), "the code of this page checks nothing"
     if any("import transformers" in block for block in code):
         pytest.importorskip("transformers")
     torch.manual_seed(0)
@@ -64,7 +65,7 @@ def test_code_runs(page: Path) -> None:
         exec(compile(block, name_of(page), "exec"), names)
 
 
-@pytest.mark.parametrize("name", ["quickstart.py", "low_level.py"])
+@pytest.mark.parametrize("name", ["quickstart.py", "low_level.py", "sparse.py"])
 def test_examples_run(name: str) -> None:
     command = [sys.executable, str(ROOT / "examples" / name)]
     result = subprocess.run(command, capture_output=True, text=True, timeout=300)

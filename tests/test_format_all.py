@@ -13,6 +13,8 @@ from torch import Tensor
 import gossamer as gs
 from gossamer.formats import BF16, FORMATS, FP8, MXFP4, Format, Int4, Int8
 from gossamer.formats.four_bit import FourBit
+from gossamer.formats.sparse import Sparse
+from gossamer.formats.sparse_mask import split
 
 FOUR_BIT = [form for form in FORMATS.values() if issubclass(form, FourBit)]
 SCALES = [torch.float16, torch.bfloat16, torch.float32]
@@ -42,6 +44,8 @@ def same(a: Format, b: Format) -> bool:
 
 def random_weight(form: type[Any], N: int, K: int, group_size: int | None, seed: int) -> Any:
     """Any canonical tensors that the format accepts: all codes, scales of any dtype."""
+    if issubclass(form, Sparse):
+        return random_sparse_weight(form, N, K, group_size, seed)
     random = torch.Generator().manual_seed(seed)
     groups = 1 if group_size is None else -(-K // group_size)
     values = torch.randint(0, 256, (N, K), generator=random, dtype=torch.uint8)
@@ -65,6 +69,22 @@ def random_weight(form: type[Any], N: int, K: int, group_size: int | None, seed:
         points = torch.randint(0, 16, (N, groups), generator=random, dtype=torch.uint8)
         return Int4(codes, scales, group_size, K, points)
     return form(codes, scales, group_size, K)
+
+
+def random_sparse_weight(form: type[Any], N: int, K: int, group_size: int | None, seed: int) -> Any:
+    """Any canonical tensors of a sparse format, from none of the weights to all."""
+    random = torch.Generator().manual_seed(seed)
+    kept = torch.rand(N, K, generator=random) < (0.5, 0.1, 0.0, 0.9, 1.0)[seed % 5]
+    if form.scale_dtypes:
+        twin = Int8 if form.name == "sparse-int8" else Int4
+        dense = random_weight(twin, N, K, group_size, 5 * seed + 2)  # int4: without zero points
+        levels = form.from_dense(dense)._all_levels() * kept
+    else:
+        levels = (torch.randn(N, K, generator=random) * kept).to(form.value_dtype)
+        dense = None
+    mask, values = split(levels)
+    scales = None if dense is None else dense.scales
+    return form(mask, form._stored(values), scales, group_size, K)
 
 
 @kinds

@@ -3,12 +3,12 @@
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 
-#include <stdexcept>
 #include <string>
 #include <variant>
 #include <vector>
 
 #include "gossamer/linear.h"
+#include "names.h"
 
 namespace py = pybind11;
 
@@ -21,21 +21,6 @@ template <class T>
 T* at(Address address) {
     return reinterpret_cast<T*>(address);
 }
-
-// The value of an enum from first to last that has this name.
-template <class Enum>
-Enum from_name(const char* what, const std::string& wanted, Enum first, Enum last) {
-    for (int i = static_cast<int>(first); i <= static_cast<int>(last); ++i) {
-        if (wanted == name(static_cast<Enum>(i))) return static_cast<Enum>(i);
-    }
-    throw std::invalid_argument(std::string(what) + ": unknown name '" + wanted + "'");
-}
-
-FormatId format_from(const std::string& wanted) { return from_name("format", wanted, FormatId::int8, FormatId::bf16); }
-Activations activations_from(const std::string& wanted) {
-    return from_name("activations", wanted, Activations::int8, Activations::int8_group);
-}
-ScaleType scale_type_from(const std::string& wanted) { return from_name("scale_type", wanted, ScaleType::f32, ScaleType::e8m0); }
 
 void pack_four_bit(const std::string& format_name, Address codes, Address scales, Address zero_points, int64_t N, int64_t K,
                    int64_t group_size, const std::string& scale_type_name, const std::string& activations, Address packed, int threads) {
@@ -56,8 +41,15 @@ py::dict codebook_dict(const std::string& format) {
     return dict;
 }
 
+std::vector<std::string> part_names(const SparseWeight& weight) {
+    std::vector<std::string> names;
+    if (weight.has(kPartBitmask)) names.emplace_back("bitmask");
+    if (weight.has(kPartSpmm)) names.emplace_back("spmm");
+    return names;
+}
+
 py::dict packed_info(Address packed, int64_t packed_bytes) {
-    weight_view(at<void>(packed), packed_bytes);  // checks more than the header
+    const Weight weight = weight_view(at<void>(packed), packed_bytes);  // checks more than the header
     const PackedHeader header = read_header(at<void>(packed), packed_bytes);
     py::dict info;
     info["format"] = name(header.format);
@@ -67,6 +59,12 @@ py::dict packed_info(Address packed, int64_t packed_bytes) {
     info["activations"] = name(header.activations);
     info["scale_type"] = name(header.scale_type);
     info["zero_points"] = header.has_zero_points != 0;
+    if (const auto* sparse = std::get_if<SparseWeight>(&weight.form)) {
+        info["nnz"] = sparse->nnz;
+        info["pattern"] = name(sparse->spec.pattern);
+        info["parts"] = part_names(*sparse);
+        info["value_bytes"] = sparse->has(kPartBitmask) ? sparse->value_bytes() : 0;
+    }
     return info;
 }
 
@@ -75,6 +73,7 @@ struct Tensors {
     void* values;
     void* scales;
     void* zero_points;
+    uint8_t* mask;
 };
 
 void unpack_form(const Int8Weight& weight, const Tensors& to, int threads) {
@@ -89,10 +88,13 @@ void unpack_form(const Fp8Weight& weight, const Tensors& to, int threads) {
 void unpack_form(const Bf16Weight& weight, const Tensors& to, int threads) {
     bf16_unpack(weight, static_cast<uint16_t*>(to.values), threads);
 }
+void unpack_form(const SparseWeight& weight, const Tensors& to, int threads) {
+    sparse_unpack(weight, to.mask, to.values, to.scales, threads);
+}
 
-void unpack(Address packed, int64_t packed_bytes, Address values, Address scales, Address zero_points, int threads) {
+void unpack(Address packed, int64_t packed_bytes, Address values, Address scales, Address zero_points, int threads, Address mask) {
     const Weight weight = weight_view(at<void>(packed), packed_bytes);
-    const Tensors tensors{at<void>(values), at<void>(scales), at<void>(zero_points)};
+    const Tensors tensors{at<void>(values), at<void>(scales), at<void>(zero_points), at<uint8_t>(mask)};
     std::visit([&](const auto& form) { unpack_form(form, tensors, threads); }, weight.form);
 }
 
@@ -159,7 +161,7 @@ void bind_formats(py::module_& module) {
     const auto release = py::call_guard<py::gil_scoped_release>();
     module.def("packed_info", &packed_info, py::arg("packed"), py::arg("packed_bytes"));
     module.def("unpack", &unpack, py::arg("packed"), py::arg("packed_bytes"), py::arg("values"), py::arg("scales"), py::arg("zero_points"),
-               py::arg("threads"), release);
+               py::arg("threads"), py::arg("mask") = 0, release);
     module.def("dequantize", &dequantize_rows, py::arg("packed"), py::arg("packed_bytes"), py::arg("first_row"), py::arg("last_row"),
                py::arg("out"), py::arg("threads"), release);
     bind_int8(module);

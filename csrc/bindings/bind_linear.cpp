@@ -4,6 +4,7 @@
 
 #include "dispatch/lists.h"
 #include "gossamer/linear.h"
+#include "names.h"
 
 namespace py = pybind11;
 
@@ -32,6 +33,7 @@ Isa isa_of(const char* name) { return *name == '\0' ? isa_active() : isa_from_na
 
 struct PackedLinear {
     Weight weight;
+    SparsePath path = SparsePath::automatic;
 
     PackedLinear(Address packed, int64_t packed_bytes) : weight(weight_view(at<void>(packed), packed_bytes)) {}
 
@@ -40,9 +42,26 @@ struct PackedLinear {
         const int64_t N = weight.N;
         const Epilogue epilogue{
             at<void>(bias), dtype_of(bias_dtype), activation_of(activation), at<float>(addend), N, at<void>(out), dtype_of(out_dtype), N};
-        const LinearCall call{at<void>(x), dtype_of(x_dtype), M, x_row_stride, weight, epilogue, threads, isa_of(isa)};
+        const LinearCall call{at<void>(x), dtype_of(x_dtype), M, x_row_stride, weight, epilogue, threads, isa_of(isa), path};
         const py::gil_scoped_release release;
         linear(call);
+    }
+
+    const SparseWeight& sparse() const {
+        const auto* form = std::get_if<SparseWeight>(&weight.form);
+        if (form == nullptr) throw std::invalid_argument("path: weight: is dense; only sparse weights have paths");
+        return *form;
+    }
+
+    void set_path(const std::string& wanted) {
+        const SparsePath found = path_from(wanted);
+        if (found != SparsePath::automatic) sparse();
+        path = found;
+    }
+
+    const char* path_of(int64_t M, int x_dtype, const char* isa) const {
+        const Isa chosen = isa_of(isa);
+        return name(sparse_path(sparse(), lane_of(weight, dtype_of(x_dtype), chosen), M, chosen, path));
     }
 
     void accumulate(Address x, int64_t M, int64_t x_row_stride, Address out, int threads, const char* isa) const {
@@ -81,6 +100,9 @@ void bind_linear(py::module_& module) {
         .def(py::init<Address, int64_t>(), py::arg("packed"), py::arg("packed_bytes"))
         .def_property_readonly("N", [](const PackedLinear& p) { return p.weight.N; })
         .def_property_readonly("K", [](const PackedLinear& p) { return p.weight.K; })
+        .def_property(
+            "path", [](const PackedLinear& p) { return name(p.path); }, &PackedLinear::set_path)
+        .def("path_of", &PackedLinear::path_of, py::arg("M"), py::arg("x_dtype"), py::arg("isa"))
         .def("accumulate", &PackedLinear::accumulate, py::arg("x"), py::arg("M"), py::arg("x_row_stride"), py::arg("out"),
              py::arg("threads"), py::arg("isa"))
         .def("run", &PackedLinear::run, py::arg("x"), py::arg("x_dtype"), py::arg("M"), py::arg("x_row_stride"), py::arg("bias"),

@@ -11,7 +11,8 @@
 namespace gossamer {
 namespace {
 
-constexpr std::array<const char*, kIsaCount> kNames = {"scalar", "avx2", "avxvnni", "avx512", "avx512vnni", "avx512bf16", "amx"};
+constexpr std::array<const char*, kIsaCount> kNames = {"scalar",     "avx2",        "avxvnni",    "avx512",
+                                                       "avx512vnni", "avx512vbmi2", "avx512bf16", "amx"};
 
 // Detected once, when first asked for.
 const CpuFeatures& features() {

@@ -70,7 +70,8 @@ CpuFeatures detect_features() {
     const bool avx2 = ymm && bit(leaf7.ebx, 5) && bit(leaf1.ecx, 12) && bit(leaf1.ecx, 29);  // AVX2, FMA, F16C
     const bool avx512 = avx2 && zmm && bit(leaf7.ebx, 16) && bit(leaf7.ebx, 17) && bit(leaf7.ebx, 30) && bit(leaf7.ebx, 31);
     const bool avx512vnni = avx512 && bit(leaf7.ecx, 11);
-    const bool avx512bf16 = avx512vnni && bit(leaf71.eax, 5) && bit(leaf7.ecx, 1);  // AVX512-BF16, AVX512-VBMI
+    const bool avx512vbmi2 = avx512vnni && bit(leaf7.ecx, 1) && bit(leaf7.ecx, 6);  // AVX512-VBMI, VBMI2
+    const bool avx512bf16 = avx512vbmi2 && bit(leaf71.eax, 5);
     CpuFeatures f;
     f.processor = processor_name();
     f.amx_status = avx512bf16 ? probe_amx(leaf7, state) : "not in this processor";
@@ -80,6 +81,7 @@ CpuFeatures detect_features() {
     set(Isa::avxvnni, avx2 && bit(leaf71.eax, 4));
     set(Isa::avx512, avx512);
     set(Isa::avx512vnni, avx512vnni);
+    set(Isa::avx512vbmi2, avx512vbmi2);
     set(Isa::avx512bf16, avx512bf16);
     set(Isa::amx, f.amx_status == "available");
     return f;

@@ -14,8 +14,12 @@
 #include "gossamer/f32.h"
 #include "gossamer/quantize.h"
 #include "gossamer/s8.h"
+#include "gossamer/sparse_float.h"
+#include "gossamer/sparse_s8.h"
 #include "gossamer/u4.h"
 #include "roofline/peak.h"
+#include "spmm/f32/kernels.h"
+#include "spmm/s8/kernels.h"
 
 namespace gossamer {
 
@@ -23,6 +27,10 @@ std::span<const S8Kernels* const> s8_list();
 std::span<const U4Kernels* const> u4_list();
 std::span<const Bf16Kernels* const> bf16_list();
 std::span<const F32Kernels* const> f32_list();
+std::span<const SparseS8Kernels* const> sparse_s8_list();
+std::span<const SparseFloatKernels* const> sparse_float_list();
+std::span<const SpmmF32Kernels* const> spmm_f32_list();
+std::span<const SpmmS8Kernels* const> spmm_s8_list();
 std::span<const EpilogueKernels* const> epilogue_list();
 std::span<const QuantizeKernels* const> quantize_list();
 std::span<const ConvertKernels* const> convert_list();

@@ -85,5 +85,8 @@ inline void read_row(const Bf16Weight& weight, int64_t n, float* out) {
     }
 }
 
+// The bits of 16 rows lie together, so this reads all of them for one: a sparse table is small, not fast.
+inline void read_row(const SparseWeight& weight, int64_t n, float* row) { dequantize(weight, n, n + 1, row, 1); }
+
 }  // namespace
 }  // namespace gossamer

@@ -38,7 +38,35 @@ struct Share {
     Range rows, strips;
 };
 
-inline Share choose_share(int64_t rows, int64_t panel_rows, int64_t strips, Team team) {
+// Bytes of the strips of a weight where they differ, as sums that lie in the weight itself.
+struct StripBytes {
+    const int64_t* sums = nullptr;  // null: all strips are alike
+    int64_t step = 0, last = 0;     // of `sums`: from a strip to the next; the entry for the end of the weight
+    int64_t others = 0;             // bytes of each strip that `sums` does not count
+
+    int64_t before(int64_t strip) const { return sums[std::min(strip * step, last)] + strip * others; }
+};
+
+// Part `index` of `count` parts of the strips, of nearly equal bytes: a strip falls to the part in which its middle lies.
+inline Range split_strips(int64_t strips, const StripBytes& bytes, int64_t index, int64_t count) {
+    if (bytes.sums == nullptr) return split_range(strips, index, count);
+    const auto first_of = [&](int64_t part) {
+        int64_t first = 0, end = part == 0 ? 0 : strips;
+        const int64_t twice = 2 * (bytes.before(strips) / count * part);
+        while (first < end) {
+            const int64_t middle = (first + end) / 2;
+            if (part < count && bytes.before(middle) + bytes.before(middle + 1) >= twice) {
+                end = middle;
+            } else {
+                first = middle + 1;
+            }
+        }
+        return first;
+    };
+    return {first_of(index), first_of(index + 1)};
+}
+
+inline Share choose_share(int64_t rows, int64_t panel_rows, int64_t strips, Team team, const StripBytes& bytes = {}) {
     const int64_t panels = ceil_div(rows, panel_rows);
     int64_t row_parts = 1, strip_parts = 1, least = panels * strips;
     for (int64_t parts = team.size; parts >= 1; --parts) {
@@ -53,7 +81,8 @@ inline Share choose_share(int64_t rows, int64_t panel_rows, int64_t strips, Team
     }
     if (team.rank >= row_parts * strip_parts) return {{0, 0}, {0, 0}};
     const Range part = split_range(panels, team.rank / strip_parts, row_parts);
-    return {{part.begin * panel_rows, std::min(part.end * panel_rows, rows)}, split_range(strips, team.rank % strip_parts, strip_parts)};
+    return {{part.begin * panel_rows, std::min(part.end * panel_rows, rows)},
+            split_strips(strips, bytes, team.rank % strip_parts, strip_parts)};
 }
 
 // Rows per call of a kernel that likes block_rows of them, each row_bytes long.

@@ -50,6 +50,10 @@ Weight weight_view(const void* packed, int64_t packed_bytes) {
         case FormatId::fp8_e4m3:
         case FormatId::fp8_e5m2: return make(fp8_view(packed, packed_bytes));
         case FormatId::bf16: return make(bf16_view(packed, packed_bytes));
+        case FormatId::sparse_int8:
+        case FormatId::sparse_int4:
+        case FormatId::sparse_bf16:
+        case FormatId::sparse_f32: return make(sparse_view(packed, packed_bytes));
     }
     throw std::invalid_argument("packed weight: got format " + std::to_string(static_cast<uint32_t>(header.format)) +
                                 ", which this version does not know");
@@ -57,7 +61,10 @@ Weight weight_view(const void* packed, int64_t packed_bytes) {
 
 Lane lane_of(const Weight& weight, DType x_dtype, Isa isa) {
     if (weight.activations != Activations::exact) return Lane::s8;
-    return x_dtype == DType::bf16 && find_kernels(bf16_list(), isa) != nullptr ? Lane::bf16 : Lane::f32;
+    // The bf16 lane would round fp32 values.
+    const auto* sparse = std::get_if<SparseWeight>(&weight.form);
+    const bool wide = sparse != nullptr && sparse->spec.format == FormatId::sparse_f32;
+    return x_dtype == DType::bf16 && !wide && find_kernels(bf16_list(), isa) != nullptr ? Lane::bf16 : Lane::f32;
 }
 
 void product(const ProductCall& call) {
@@ -65,6 +72,11 @@ void product(const ProductCall& call) {
         throw std::invalid_argument("product: weight: got activations int8-group, wanted int8 or exact: the rows have one scale each");
     }
     if (call.M == 0) return;
+    if (const auto* sparse = std::get_if<SparseWeight>(&call.weight.form)) return product_sparse(call, *sparse);
+    product_dense(call);
+}
+
+void product_dense(const ProductCall& call) {
     switch (call.lane) {
         case Lane::s8: return product_s8(call);
         case Lane::bf16: return product_bf16(call);
@@ -74,7 +86,7 @@ void product(const ProductCall& call) {
 
 void linear(const LinearCall& call) {
     const Lane lane = lane_of(call.weight, call.x_dtype, call.isa);
-    product({MatrixRows(call, lane), call.M, call.weight, lane, call.epilogue, call.threads, call.isa});
+    product({MatrixRows(call, lane), call.M, call.weight, lane, call.epilogue, call.threads, call.isa, call.path});
 }
 
 }  // namespace gossamer

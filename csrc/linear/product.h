@@ -1,10 +1,14 @@
-// The three ways of a product; linear.cpp chooses.
+// The ways of a product; linear.cpp and sparse.cpp choose.
 #pragma once
 #include "gossamer/linear.h"
+#include "gossamer/sparse_float.h"
+#include "gossamer/sparse_s8.h"
 #include "gossamer/u4.h"
 
 namespace gossamer {
 
+// On panels of the lane, expanded where the format is another.
+void product_dense(const ProductCall& call);
 void product_s8(const ProductCall& call);
 void product_bf16(const ProductCall& call);
 void product_f32(const ProductCall& call);
@@ -15,5 +19,14 @@ inline int64_t row_group_k(const ProductCall& call, int64_t G) { return call.wei
 // Kernels that multiply the codes of this weight as they are; null where expanding them is faster, or the ISA has none.
 const U4Kernels* u4_for(const ProductCall& call, const FourBitWeight& weight);
 void product_u4(const ProductCall& call, const FourBitWeight& weight, const U4Kernels& u4);
+
+// By the path of the call (linear.h).
+void product_sparse(const ProductCall& call, const SparseWeight& weight);
+// Few rows, multiplied with the weight as it is read.
+void product_sparse_s8_few(const ProductCall& call, const SparseWeight& weight, const SparseS8Kernels& kernels);
+// The same for codes that are expanded strip by strip; null where the s8 lane is faster, or the weight is no int4.
+const U4Kernels* u4_for(const ProductCall& call, const SparseWeight& weight);
+void product_sparse_u4(const ProductCall& call, const SparseWeight& weight, const U4Kernels& u4);
+void product_sparse_float_few(const ProductCall& call, const SparseWeight& weight, const SparseFloatKernels& kernels);
 
 }  // namespace gossamer

@@ -141,6 +141,10 @@ S8Strip strip_of(const FourBitWeight& weight, int64_t strip, const ProductCall& 
     return s8_strip(weight, strip, call.isa, buffer, call.weight.activations == Activations::int8_group);
 }
 
+S8Strip strip_of(const SparseWeight& weight, int64_t strip, const ProductCall& call, uint8_t* buffer) {
+    return s8_strip(weight, strip, call.isa, buffer, call.weight.activations == Activations::int8_group);
+}
+
 template <class W>
 void run_slab(const Job& job, const W& weight, const Panels<S8Block>& a, int64_t slab, int64_t rows, Team team) {
     const int64_t strip_bytes = s8_strip_bytes(weight);
@@ -172,6 +176,7 @@ void run(const ProductCall& call, const W& weight) {
 
 void product_s8(const ProductCall& call) {
     if (const auto* w = std::get_if<Int8Weight>(&call.weight.form)) return run(call, *w);
+    if (const auto* w = std::get_if<SparseWeight>(&call.weight.form)) return run(call, *w);
     const FourBitWeight& four_bit = std::get<FourBitWeight>(call.weight.form);
     if (const U4Kernels* u4 = u4_for(call, four_bit)) return product_u4(call, four_bit, *u4);
     run(call, four_bit);

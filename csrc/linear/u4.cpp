@@ -35,8 +35,7 @@ const U4Kernels* u4_for(const ProductCall& call, const FourBitWeight& weight) {
     if (u4 == nullptr || weight.layout.group_k > kMaxSumK) return nullptr;
     const Codebook& book = codebook(weight.format);
     if (*std::max_element(std::begin(book.s8), std::end(book.s8)) > u4->max_value) return nullptr;
-    // Where groups of x have scales, the s8 lane takes its sums through memory for every group: only AMX is still worth that. (And for one
-    // row its AVX512-VNNI kernel does not take groups of 16 k.)
+    // Where groups of x have scales, the s8 lane takes its sums through memory for every group: only AMX is still worth that.
     const bool any_rows = call.weight.activations == Activations::int8_group && call.isa < Isa::amx;
     // The kernels' limit was measured against VPDPBUSD; AMX multiplies several times as fast, so there expanding pays sooner.
     const int64_t max_rows = call.isa < Isa::amx ? u4->max_rows : kRowsOnAmx;

@@ -44,13 +44,14 @@ struct WalkShape {
     int64_t rows, panel_rows, N;
     int64_t block_rows;
     int64_t strips_together;  // at most kMaxStripsTogether
+    StripBytes bytes = {};    // threads share these where strips differ
 };
 inline constexpr int64_t kMaxStripsTogether = 64;
 
 // Calls prepare(strip, i) for up to strips_together strips, then run(cell, i) for each row block and strip of them.
 template <class Prepare, class Run>
 void for_each_cell(const WalkShape& shape, Team team, const Prepare& prepare, const Run& run) {
-    const Share share = choose_share(shape.rows, shape.panel_rows, ceil_div(shape.N, kStripColumns), team);
+    const Share share = choose_share(shape.rows, shape.panel_rows, ceil_div(shape.N, kStripColumns), team, shape.bytes);
     for (int64_t first = share.strips.begin; first < share.strips.end; first += shape.strips_together) {
         const int64_t last = std::min(first + shape.strips_together, share.strips.end);
         for (int64_t strip = first; strip < last; ++strip) prepare(strip, strip - first);

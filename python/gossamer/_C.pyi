@@ -9,9 +9,14 @@ Formats: "int8", "int4", "nf4", "fp4", "mxfp4", "fp8_e4m3", "fp8_e5m2", "bf16". 
 "exact", "int8-group". Scale types: "float32", "bfloat16", "float16", "e8m0". ``group_size`` 0 is
 per channel; ``zero_points`` 0 is none. Canonical tensors are contiguous;
 csrc/include/gossamer/format_*.h says how they lie.
+
+Sparse formats: "sparse-int8", "sparse-int4", "sparse-bf16", "sparse-fp32". Patterns: "any", "1x4",
+"1x16", "4x1", "16x1". Parts: "bitmask", "spmm". Paths: "auto", "gemv", "expand", "spmm".
 """
 
 from typing import TypedDict
+
+from typing_extensions import NotRequired
 
 class PackedInfo(TypedDict):
     """What the header of a packed weight says."""
@@ -23,6 +28,10 @@ class PackedInfo(TypedDict):
     activations: str
     scale_type: str
     zero_points: bool
+    nnz: NotRequired[int]  # from here on sparse formats only
+    pattern: NotRequired[str]
+    parts: NotRequired[list[str]]
+    value_bytes: NotRequired[int]
 
 class Codebook(TypedDict):
     """What the 16 codes stand for; ``s8`` is ``value / unit + offset``, rounded."""
@@ -42,7 +51,13 @@ def peak_ops(instruction: str, threads: int, seconds: float) -> float: ...
 def read_bandwidth(buffer_bytes: int, threads: int, seconds: float) -> float: ...
 def packed_info(packed: int, packed_bytes: int) -> PackedInfo: ...
 def unpack(
-    packed: int, packed_bytes: int, values: int, scales: int, zero_points: int, threads: int
+    packed: int,
+    packed_bytes: int,
+    values: int,
+    scales: int,
+    zero_points: int,
+    threads: int,
+    mask: int = 0,
 ) -> None: ...
 def dequantize(
     packed: int, packed_bytes: int, first_row: int, last_row: int, out: int, threads: int
@@ -123,6 +138,31 @@ def quantize_rows(
     isa: str,
 ) -> None: ...
 
+class SparseSource:
+    """Canonical tensors of a sparse weight, checked when made; it does not own them.
+
+    ``value_count``: how many values there are. ``scales`` 0: none.
+    """
+
+    def __init__(
+        self,
+        format: str,
+        N: int,
+        K: int,
+        group_size: int,
+        scale_type: str,
+        activations: str,
+        mask: int,
+        values: int,
+        value_count: int,
+        scales: int,
+    ) -> None: ...
+    def best_pattern(self) -> str: ...
+    def packed_bytes(self, pattern: str, parts: list[str]) -> int: ...
+    def pack(
+        self, pattern: str, parts: list[str], packed: int, packed_bytes: int, threads: int
+    ) -> None: ...
+
 class PackedLinear:
     """A view of one packed weight; it checks the header when made and does not own the bytes."""
 
@@ -131,6 +171,12 @@ class PackedLinear:
     def N(self) -> int: ...
     @property
     def K(self) -> int: ...
+    @property
+    def path(self) -> str:
+        """How a sparse weight meets x; settable, and then a product that has no such way fails."""
+    @path.setter
+    def path(self, path: str) -> None: ...
+    def path_of(self, M: int, x_dtype: int, isa: str) -> str: ...
     def accumulate(
         self, x: int, M: int, x_row_stride: int, out: int, threads: int, isa: str
     ) -> None: ...

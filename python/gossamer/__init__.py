@@ -4,10 +4,22 @@ from __future__ import annotations
 
 import torch as _torch  # noqa: F401  # first: the extension then shares torch's OpenMP runtime
 
-from . import cpu, formats, kernels, nn, schemes
+from . import cpu, formats, kernels, nn, pruning, schemes
 from .compression import compress
+from .pruning import Prune
 from .reporting import report
 from .schemes import Quantize
 
-__all__ = ["Quantize", "compress", "cpu", "formats", "kernels", "nn", "report", "schemes"]
+__all__ = [
+    "Prune",
+    "Quantize",
+    "compress",
+    "cpu",
+    "formats",
+    "kernels",
+    "nn",
+    "pruning",
+    "report",
+    "schemes",
+]
 __version__ = "0.1.0"

@@ -13,6 +13,7 @@ torch.library op, which torch.compile, torch.export, autograd, autocast, vmap an
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Iterator
 from typing import Any
 
@@ -52,6 +53,31 @@ class Handle:
         self.kernel = _C.PackedLinear(self.address, packed.numel())
         self.out_features = self.kernel.N
         self.in_features = self.kernel.K
+
+
+# By id: a lookup costs a quarter of that of torch's dictionary of weak keys.
+_handles: dict[int, tuple[weakref.ref[Tensor], int, Handle]] = {}
+
+
+def checked_handle(packed: Tensor) -> Handle:
+    """The handle of packed bytes, made once for as long as they stay where and what they are.
+
+    Checking all masks of a sparse weight costs as much as a product with one row. Bytes that are
+    changed past torch, as through a numpy array, are not noticed.
+    """
+    kept = _handles.get(id(packed))
+    if (
+        kept is not None
+        and kept[0]() is packed
+        and kept[1] == packed._version
+        and kept[2].address == packed.data_ptr()
+    ):
+        return kept[2]
+    handle, key = Handle(packed), id(packed)
+    if not packed.is_inference():  # inference tensors have no version
+        forget = weakref.ref(packed, lambda _: _handles.pop(key, None))
+        _handles[key] = (forget, packed._version, handle)
+    return handle
 
 
 def linear(
@@ -183,7 +209,7 @@ def _linear_cpu(
     addend: Tensor | None = None,
 ) -> Tensor:
     _check.linear(x, packed, bias, out_features, activation, addend)
-    handle = Handle(packed)
+    handle = checked_handle(packed)
     if handle.out_features != out_features:
         raise ValueError(
             f"linear: out_features: got {out_features}, the packed weight has {handle.out_features}"
@@ -281,7 +307,7 @@ def dense_chunks(packed: Tensor, N: int, K: int) -> Iterator[tuple[int, int, Ten
 
 def _backward_input_cpu(grad: Tensor, packed: Tensor, in_features: int) -> Tensor:
     """Expand the weight by blocks of rows and sum their products in fp32."""
-    handle = Handle(packed)
+    handle = checked_handle(packed)
     N, K = handle.out_features, handle.in_features
     _check.rows("linear_backward_input", "grad", grad, N)
     if in_features != K:
@@ -306,7 +332,7 @@ def _backward_input_backward(ctx: Any, grad: Tensor) -> None:
 
 
 def _dequantize_cpu(packed: Tensor, N: int, K: int, dtype: torch.dtype) -> Tensor:
-    handle = Handle(packed)
+    handle = checked_handle(packed)
     found = (handle.out_features, handle.in_features)
     if found != (N, K):
         raise ValueError(f"dequantize: got {N} x {K}, the packed weight is {found[0]} x {found[1]}")

@@ -21,7 +21,24 @@ _SCALE_TYPES = {
 _SCALE_NAMES = {dtype: name for name, dtype in _SCALE_TYPES.items()}
 _FP8_DTYPES = {"fp8_e4m3": torch.float8_e4m3fn, "fp8_e5m2": torch.float8_e5m2}
 _FP8_NAMES = {dtype: name for name, dtype in _FP8_DTYPES.items()}
-_VALUE_DTYPES = {"int8": torch.int8, "bf16": torch.bfloat16, **_FP8_DTYPES}
+_VALUE_DTYPES = {
+    "int8": torch.int8,
+    "bf16": torch.bfloat16,
+    "sparse-int8": torch.int8,
+    "sparse-bf16": torch.bfloat16,
+    "sparse-fp32": torch.float32,
+    **_FP8_DTYPES,
+}
+
+
+@dataclass(frozen=True)
+class SparseInfo:
+    """What is known of a packed sparse weight only."""
+
+    nnz: int  # values stored; the zeros of blocks are not counted
+    pattern: str
+    parts: tuple[str, ...]
+    value_bytes: int  # of the part "bitmask"
 
 
 @dataclass(frozen=True)
@@ -36,6 +53,7 @@ class PackedInfo:
     values_dtype: torch.dtype
     scale_dtype: torch.dtype
     zero_points: bool
+    sparse: SparseInfo | None = None
 
 
 @dataclass(frozen=True)
@@ -63,14 +81,19 @@ def packed_info(packed: Tensor) -> PackedInfo:
         _VALUE_DTYPES.get(name, torch.uint8),
         _SCALE_TYPES[info["scale_type"]],
         info["zero_points"],
+        _sparse_info(info),
     )
+
+
+def _sparse_info(info: _C.PackedInfo) -> SparseInfo | None:
+    if "nnz" not in info:
+        return None
+    return SparseInfo(info["nnz"], info["pattern"], tuple(info["parts"]), info["value_bytes"])
 
 
 def unpack(packed: Tensor, name: str) -> Canonical:
     """Packed bytes of the format of this name to canonical tensors."""
-    info = packed_info(packed)
-    if info.format != name:
-        raise ValueError(f"unpack: packed: is a weight of format {info.format}, wanted {name}")
+    info = _info_of(packed, name)
     N, K, G = info.out_features, info.in_features, info.group_size
     groups = (N, 1 if G is None else -(-K // G))
     if name == "fp8" and G is not None:
@@ -88,6 +111,13 @@ def unpack(packed: Tensor, name: str) -> Canonical:
         torch.get_num_threads(),
     )
     return Canonical(values, scales, zero_points, K, G)
+
+
+def _info_of(packed: Tensor, name: str) -> PackedInfo:
+    info = packed_info(packed)
+    if info.format != name:
+        raise ValueError(f"unpack: packed: is a weight of format {info.format}, wanted {name}")
+    return info
 
 
 def int8_packed_bytes(shape: tuple[int, int], group_size: int | None) -> int:
@@ -185,6 +215,84 @@ def bf16_pack(values: Tensor) -> Tensor:
     packed = _empty_bytes(bf16_packed_bytes(shape))
     _C.bf16_pack(values.data_ptr(), *shape, packed.data_ptr(), torch.get_num_threads())
     return packed
+
+
+class SparseSource:
+    """Canonical tensors of a sparse weight, checked, from which packed bytes are made."""
+
+    def __init__(
+        self,
+        name: str,
+        shape: tuple[int, int],
+        group_size: int | None,
+        activations: str,
+        mask: Tensor,
+        values: Tensor,
+        nnz: int,
+        scales: Tensor | None,
+    ) -> None:
+        # The extension reads them in place.
+        self._mask, self._values = mask.contiguous(), values.contiguous()
+        self._scales = None if scales is None else scales.contiguous()
+        self._source = _C.SparseSource(
+            name,
+            *shape,
+            group_size or 0,
+            "float32" if scales is None else _SCALE_NAMES[scales.dtype],
+            activations,
+            self._mask.data_ptr(),
+            self._values.data_ptr(),
+            nnz,
+            0 if self._scales is None else self._scales.data_ptr(),
+        )
+
+    def best_pattern(self) -> str:
+        """The pattern that takes the fewest bytes."""
+        return self._source.best_pattern()
+
+    def packed_bytes(self, pattern: str, parts: tuple[str, ...]) -> int:
+        """Bytes of the packed weight with this pattern and these parts."""
+        return self._source.packed_bytes(pattern, list(parts))
+
+    def pack(self, pattern: str, parts: tuple[str, ...]) -> Tensor:
+        """Packed bytes with this pattern and these parts."""
+        packed = _empty_bytes(self.packed_bytes(pattern, parts))
+        size, threads = packed.numel(), torch.get_num_threads()
+        self._source.pack(pattern, list(parts), packed.data_ptr(), size, threads)
+        return packed
+
+
+@dataclass(frozen=True)
+class SparseCanonical:
+    """The canonical tensors of a packed sparse weight."""
+
+    mask: Tensor
+    values: Tensor
+    scales: Tensor | None
+    in_features: int
+    group_size: int | None
+
+
+def sparse_unpack(packed: Tensor, name: str, scaled: bool) -> SparseCanonical:
+    """Packed bytes of the sparse format of this name, with scales or without, to tensors."""
+    info = _info_of(packed, name)
+    N, K, G = info.out_features, info.in_features, info.group_size
+    nnz = 0 if info.sparse is None else info.sparse.nnz
+    halves = info.values_dtype is torch.uint8
+    mask = torch.empty(N, -(-K // 8), dtype=torch.uint8)
+    values = torch.empty(-(-nnz // 2) if halves else nnz, dtype=info.values_dtype)
+    groups = 1 if G is None else -(-K // G)
+    scales = torch.empty(N, groups, dtype=info.scale_dtype) if scaled else None
+    _C.unpack(
+        packed.data_ptr(),
+        packed.numel(),
+        values.data_ptr(),
+        0 if scales is None else scales.data_ptr(),
+        0,
+        torch.get_num_threads(),
+        mask.data_ptr(),
+    )
+    return SparseCanonical(mask, values, scales, K, G)
 
 
 def _empty_bytes(size_bytes: int) -> Tensor:

@@ -16,6 +16,7 @@ try:
     import typer
 
     from gossamer.bench import commands, terminal
+    from gossamer.packed_names import sparse_layers
 except ImportError as error:
     raise SystemExit(
         f"gossamer: the command line needs {error.name}: pip install 'gossamer[cli]'"
@@ -62,7 +63,7 @@ def compress(
     model_dir: Annotated[Path, typer.Argument(help="A transformers model folder.")],
     out_dir: Annotated[Path, typer.Argument(help="Folder to write; must be new or empty.")],
     scheme: Annotated[
-        str, typer.Option(help="How weights are stored: int8, int4, nf4, fp8, bf16, ...")
+        str, typer.Option(help="How weights are stored: int8, int4, sparse-int8, nf4, fp8, ...")
     ] = "int8",
     group_size: Annotated[
         int | None, typer.Option(help="Weights that share a scale, such as 32, 64 or 128.")
@@ -71,6 +72,15 @@ def compress(
         list[str] | None, typer.Option(help="Only these modules: globs or re:...")
     ] = None,
     ignore: Annotated[list[str] | None, typer.Option(help="Not these modules.")] = None,
+    prune: Annotated[
+        float | None, typer.Option(help="First set this share of the weights to zero, 0 to 1.")
+    ] = None,
+    scope: Annotated[
+        str, typer.Option(help="Where --prune looks for the smallest: global, layer or row.")
+    ] = "global",
+    pattern: Annotated[
+        str | None, typer.Option(help="Prune in a pattern: 2:4 (without --prune), 1x4, 16x1, ...")
+    ] = None,
 ) -> None:
     r"""Compress a transformers model and save it: safetensors and a JSON manifest, no pickle.
 
@@ -80,9 +90,15 @@ def compress(
         config = transformers.AutoConfig.from_pretrained(out)
         model = getattr(transformers, manifest["architecture"])(config).eval()
         recipe = gs.Quantize(manifest["scheme"], group_size=manifest["group_size"])
+        if manifest["sparse"]:
+            sparse = gs.Quantize(manifest["sparse_scheme"], group_size=manifest["group_size"])
+            gs.compress(model, sparse, targets=manifest["sparse"])
         gs.compress(model, recipe, targets=manifest["targets"], ignore=manifest["ignore"])
         safetensors.torch.load_model(model, out / "model.safetensors")
     """
+    quantize = gs.Quantize(scheme, group_size=group_size)
+    pruned = prune is not None or pattern is not None
+    steps = [gs.Prune(prune, scope, pattern)] if pruned else []
     if not (model_dir / "config.json").is_file():
         fail(f"compress: {model_dir}: no config.json there; a transformers model folder is wanted")
     if out_dir.exists() and (not out_dir.is_dir() or any(out_dir.iterdir())):
@@ -90,13 +106,19 @@ def compress(
     with terminal.console.status(f"loading {model_dir.name}"):
         model = _load_model(model_dir)
     with terminal.console.status("compressing"):
-        gs.compress(
-            model, gs.Quantize(scheme, group_size=group_size), targets=targets, ignore=ignore
-        )
+        gs.compress(model, [*steps, quantize], targets=targets, ignore=ignore)
     terminal.console.print(str(gs.report(model)), markup=False, highlight=False, soft_wrap=True)
     with terminal.console.status(f"saving {out_dir.name}"):
-        recipe = {"scheme": scheme, "group_size": group_size, "targets": targets, "ignore": ignore}
-        _save_model(model, model_dir, out_dir, recipe)
+        manifest = {
+            "scheme": scheme,
+            "group_size": group_size,
+            "targets": targets,
+            "ignore": ignore,
+        }
+        sparse = sparse_layers(model)
+        sparse_scheme = f"sparse-{scheme.removeprefix('sparse-')}" if sparse else None
+        manifest |= {"sparse_scheme": sparse_scheme, "sparse": sparse}
+        _save_model(model, model_dir, out_dir, manifest)
 
 
 def _load_model(folder: Path) -> torch.nn.Module:

@@ -2,65 +2,38 @@
 
 from __future__ import annotations
 
-import contextlib
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
 
 from . import _check, selection
-from . import nn as packed_nn
-from ._progress import Progress
+from .folding import folded
 from .fusion import fuse as fuse_layers
 from .nn.linear import dense_weight, is_conv1d
 from .nn.packed_conv import quantize_groups
-from .schemes import Quantize, as_quantize
-from .selection import Layer, Patterns
+from .pruning import Prune
+from .recipe import Recipe, as_recipe
+from .replacing import REPLACEMENTS, is_packed, naming, replace_all
+from .schemes import Quantize
+from .selection import KeptDense, Layer, Patterns
+from .sparse_choice import Batch
 
 Model = TypeVar("Model", bound=nn.Module)
-
-# What replaces a layer of torch, for compress(). A new layer is a line here. The Conv1D of
-# transformers, which may not be installed, is replaced as nn.Linear is.
-REPLACEMENTS: dict[type[nn.Module], Callable[..., nn.Module]] = {
-    nn.Linear: packed_nn.Linear.from_dense,
-    nn.Conv1d: packed_nn.Conv1d.from_dense,
-    nn.Conv2d: packed_nn.Conv2d.from_dense,
-    nn.ConvTranspose1d: packed_nn.ConvTranspose1d.from_dense,
-    nn.ConvTranspose2d: packed_nn.ConvTranspose2d.from_dense,
-    nn.Embedding: packed_nn.Embedding.from_dense,
-    nn.EmbeddingBag: packed_nn.EmbeddingBag.from_dense,
-    nn.LSTM: packed_nn.LSTM.from_dense,
-    nn.GRU: packed_nn.GRU.from_dense,
-    nn.RNN: packed_nn.RNN.from_dense,
-    nn.LSTMCell: packed_nn.LSTMCell.from_dense,
-    nn.GRUCell: packed_nn.GRUCell.from_dense,
-    nn.RNNCell: packed_nn.RNNCell.from_dense,
-    nn.MultiheadAttention: packed_nn.MultiheadAttention.from_dense,
-}
-
 _CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.ConvTranspose1d, nn.ConvTranspose2d)
 
-# What moves from a layer to its replacement beside weight and bias.
-_HOOKS = (
-    "_forward_hooks",
-    "_forward_hooks_with_kwargs",
-    "_forward_hooks_always_called",
-    "_forward_pre_hooks",
-    "_forward_pre_hooks_with_kwargs",
-    "_backward_hooks",
-    "_backward_pre_hooks",
-    "_is_full_backward_hook",
-)
+__all__ = ["REPLACEMENTS", "compress"]
 
 
 def compress(
     model: Model,
-    scheme: str | Quantize,
+    scheme: str | Quantize | Prune | Sequence[str | Quantize | Prune],
     targets: Patterns = None,
     ignore: Patterns = None,
     *,
+    batch: Batch | None = None,
     fuse: bool = True,
     progress: bool | None = None,
 ) -> Model:
@@ -73,10 +46,17 @@ def compress(
     with one packed weight.
 
     Left alone, and listed by :func:`gossamer.report` with the reason, are: layers whose weight is
-    tied to another parameter in any other way; those with a weight that is computed (parametrized,
-    pruned) or float64; embeddings with ``max_norm``; and, unless `targets` holds their class or
+    tied to another parameter in any other way; those with a weight that is computed (parametrized)
+    or float64; embeddings with ``max_norm``; and, unless `targets` holds their class or
     their full name, embeddings of few rows, recurrent layers with a hidden size below 256 and
     subclasses of these classes.
+
+    Zeros count where the scheme is sparse ("sparse-int8") or comes after ``gs.Prune``: a layer is
+    stored sparse where that is faster than its dense twin ("int8"), by thresholds that were
+    measured for the processor, and dense elsewhere; the report says why. Without a scheme after
+    ``gs.Prune`` that is between sparse values in float32 (bfloat16 in layers of that dtype) and the
+    layer as it is. Weights pruned by ``torch.nn.utils.prune``, ``MaskedTensor`` parameters and
+    sparse ones are taken, in every scheme, as the dense weights that they stand for.
 
     Layers are replaced one by one, each dense weight being freed before the next is packed, so that
     the peak of memory is the model and one layer.
@@ -85,14 +65,19 @@ def compress(
     ----------
     model : nn.Module
         On the CPU. Hooks, bias, training mode and everything else stay.
-    scheme : str or Quantize
-        "int8", or ``gs.Quantize("int8", group_size=64)``.
+    scheme : str, Quantize, Prune, or a list of Prune and one of the others
+        "int8", ``gs.Quantize("int8", group_size=64)``, "sparse-int8", ``gs.Prune(0.8)``, or
+        ``[gs.Prune(0.5), "int8"]``.
     targets : pattern or sequence of patterns, optional
         Which layers; None takes all. A pattern is a name with ``*``, ``?`` and ``[]``, a regular
         expression for the whole name after ``re:``, or a module class. One that matches a module
-        takes all layers inside it.
+        takes all layers inside it. A layer that is here by its full name is stored sparse if the
+        scheme says so, whatever its zeros.
     ignore : pattern or sequence of patterns, optional
         Which layers not, even if they are among the targets.
+    batch : int, "large" or a tuple of these, optional
+        Rows of x (tokens) in the calls that the model is for: sparse weights hold what these need,
+        in one or two parts. None: 1 and "large".
     fuse : bool
         Let layers of the BERT, GPT-2 and Llama families of transformers compute as one: q, k and v;
         gate and up; a linear layer and the activation after it. Names and tensors of the
@@ -133,22 +118,23 @@ def compress(
       (2): Linear(in_features=64, out_features=8, bias=True)
     )
     """
-    recipe = as_quantize("compress", scheme)
+    recipe = as_recipe("compress", scheme, batch)
     kinds = _check_model(model)
     layers = selection.choose(model, kinds, targets, ignore)
-    if not layers and not any(map(_is_packed, model.modules())):
+    if not layers and not any(map(is_packed, model.modules())):
         names = ", ".join(f"nn.{kind.__name__}" for kind in kinds)
         raise ValueError(f"compress: model: has no layer that can be packed: {names} or Conv1D")
     for layer in layers:
-        layer.reason = layer.reason or _why_groups(layer.module, recipe)
+        layer.reason = layer.reason or _why_not(layer, recipe)
     chosen = [layer for layer in layers if not layer.reason]
     for layer in chosen:
         _check_layer(layer, recipe)
     left_alone = tuple(selection.left_alone(layer) for layer in layers if layer.reason)
     model._gossamer_left_alone = left_alone  # type: ignore[assignment]
-    _replace_all(model, chosen, recipe, progress)
+    _replace_all(model, layers, recipe, progress)
     if fuse:
         reasons = {item.name: item.reason for item in left_alone}
+        reasons.update((item.name, item.reason) for item in _dense_layers(model))
         model._gossamer_fusions = fuse_layers(model, reasons, progress)  # type: ignore[assignment]
     return model
 
@@ -169,11 +155,15 @@ def _check_model(model: object) -> tuple[type[nn.Module], ...]:
     return kinds
 
 
-def _is_packed(module: nn.Module) -> bool:
-    return type(module).__module__.startswith(packed_nn.__name__)
+def _why_not(layer: Layer, recipe: Recipe) -> str:
+    """Why the recipe has nothing for a layer."""
+    if recipe.store is None:
+        return selection.why_not_pruned(layer)
+    dense = recipe.forms(next(selection.weights(layer.module)).dtype)[1]
+    return _why_groups(layer.module, dense) if dense else ""
 
 
-def _why_groups(module: Any, recipe: Quantize) -> str:
+def _why_groups(module: Any, scheme: Quantize) -> str:
     """Why a format cannot hold the groups of a convolution: its blocks of rows lie across them."""
     if not isinstance(module, _CONVOLUTIONS) or module.groups == 1:
         return ""
@@ -183,19 +173,20 @@ def _why_groups(module: Any, recipe: Quantize) -> str:
     elif module.groups == module.in_channels == module.out_channels:
         return ""  # depthwise: all rows are one weight
     try:
-        quantize_groups(torch.zeros(2 * rows, 1), 2, recipe.quantize)
+        quantize_groups(torch.zeros(2 * rows, 1), 2, scheme.quantize)
     except ValueError as error:
         return str(error)
     return ""
 
 
-def _check_layer(layer: Layer, recipe: Quantize) -> None:
+def _check_layer(layer: Layer, recipe: Recipe) -> None:
     """Raises what replacing the layer would raise, without the memory that replacing it takes."""
     module, start = layer.module, f"compress: model: layer {layer.names[0]!r}"
     for parameter in module.parameters():
         if parameter.device.type != "cpu":
             raise RuntimeError(f"{start} is on {parameter.device}; move the model to the CPU first")
-    with _naming(layer):
+    module = folded(module)
+    with naming(layer):
         for name, parameter in module.named_parameters():
             if "bias" in name.rpartition(".")[2]:
                 _check.floating(type(module).__name__, name, parameter)
@@ -207,7 +198,9 @@ def _check_layer(layer: Layer, recipe: Quantize) -> None:
             if bad:
                 shown = ", ".join(map(str, bad[:8])) + (", ..." if len(bad) > 8 else "")
                 raise ValueError(f"weight: NaN or infinity in row(s) {shown}")
-            recipe.quantize(weight[:1])
+            for form in recipe.forms(weight.dtype):
+                if form is not None:
+                    form.quantize(weight[:1])
 
 
 def _matrices(module: nn.Module) -> Iterator[Tensor]:
@@ -218,48 +211,27 @@ def _matrices(module: nn.Module) -> Iterator[Tensor]:
         yield from (weight.detach().flatten(1) for weight in selection.weights(module))
 
 
-@contextlib.contextmanager
-def _naming(layer: Layer) -> Iterator[None]:
-    """Says in an error which layer it comes from."""
-    try:
-        yield
-    except (TypeError, ValueError, RuntimeError) as error:
-        raise type(error)(f"compress: model: layer {layer.names[0]!r}: {error}") from error
-
-
 # --- replacing ---
 
 
 def _replace_all(
-    model: nn.Module, chosen: list[Layer], recipe: Quantize, progress: bool | None
+    model: nn.Module, layers: list[Layer], recipe: Recipe, progress: bool | None
 ) -> None:
-    sizes = [sum(weight.numel() for weight in selection.weights(it.module)) for it in chosen]
+    """Replace the chosen layers, and remember on the model which of them stayed dense, and why."""
+    names = {layer.names[0] for layer in layers}
+    before: tuple[KeptDense, ...] = getattr(model, "_gossamer_kept_dense", ())
+    kept = [item for item in before if item.name not in names]
     try:
-        with Progress("packing layers", sum(sizes), progress) as shown:
-            for layer, size in zip(chosen, sizes, strict=True):
-                _replace(layer, recipe)
-                shown.advance(size)
+        replace_all([layer for layer in layers if not layer.reason], recipe, kept, progress)
     finally:
+        model._gossamer_kept_dense = tuple(kept)  # type: ignore[assignment]
         _disable_transformer_fast_path(model)
 
 
-def _replace(layer: Layer, recipe: Quantize) -> None:
-    """Swap a layer in all its places. Nothing refers to the dense one afterwards."""
-    old = layer.module
-    if _is_packed(old):
-        return  # a head, replaced with the embedding that is tied to it
-    kind = nn.Linear if is_conv1d(old) else selection.base_kind(old, tuple(REPLACEMENTS))
-    shared = {}
-    if layer.partner and kind is nn.Embedding:
-        _replace(layer.partner, recipe)
-        shared = {"head": layer.partner.module}
-    with _naming(layer):
-        new = REPLACEMENTS[kind](old, recipe, **shared)  # type: ignore[index]  # selection saw to it
-    for hooks in _HOOKS:
-        new.__dict__[hooks] = old.__dict__[hooks]
-    for parent, child in layer.places:
-        parent._modules[child] = new
-    layer.module = new
+def _dense_layers(model: nn.Module) -> Iterator[KeptDense]:
+    """Layers that compress() was meant for and that stayed as they are."""
+    kept: tuple[KeptDense, ...] = model._gossamer_kept_dense  # type: ignore[assignment]
+    return (item for item in kept if not is_packed(model.get_submodule(item.name)))
 
 
 def _disable_transformer_fast_path(model: nn.Module) -> None:
@@ -268,7 +240,7 @@ def _disable_transformer_fast_path(model: nn.Module) -> None:
         id(module)
         for module in model.modules()
         if isinstance(module, nn.TransformerEncoderLayer)
-        and any(_is_packed(child) for child in module.modules())
+        and any(is_packed(child) for child in module.modules())
     }
     for module in model.modules():
         if id(module) in changed:

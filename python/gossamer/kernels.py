@@ -6,17 +6,40 @@ read-only or have a negative stride, which torch cannot wrap: these are copied.
 
 from __future__ import annotations
 
-from typing import Any, TypeAlias
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from . import _C, _check, _ops, formats
+from ._products import (
+    Array,
+    as_tensor,
+    check_format,
+    isa_name,
+    like,
+    packed_weight,
+    product,
+)
 from .formats import FORMATS, Format
 from .formats.four_bit import FourBit
+from .formats.sparse import Sparse
+from .kernels_sparse import path, sparse_choice, spmm
+from .sparse_choice import USUAL_BATCH, Batch
 
-Array: TypeAlias = Tensor | np.ndarray[Any, Any]
+__all__ = [
+    "accumulate",
+    "codebook",
+    "dequantize",
+    "matmul",
+    "pack",
+    "path",
+    "quantize_rows",
+    "sparse_choice",
+    "spmm",
+    "unpack",
+]
 
 
 def quantize_rows(
@@ -60,18 +83,25 @@ def quantize_rows(
     >>> gs.kernels.quantize_rows(torch.ones(2, 100), group_size=32)[1].shape
     torch.Size([2, 4])
     """
-    rows = _tensor("quantize_rows", "x", x)
+    rows = as_tensor("quantize_rows", "x", x)
     _check.floating("quantize_rows", "x", rows)
     if rows.dim() != 2 or rows.shape[1] < 1:
         raise ValueError(
             f"quantize_rows: x: got {_check.describe(rows)}, wanted [M, K] with K >= 1"
         )
     _check.group_size("quantize_rows", group_size, FourBit.group_sizes)
-    values, scales = _ops.quantize_rows(rows, _isa("quantize_rows", isa), group_size)
-    return _like(x, values), _like(x, scales)
+    values, scales = _ops.quantize_rows(rows, isa_name("quantize_rows", isa), group_size)
+    return like(x, values), like(x, scales)
 
 
-def pack(weight: Format, activations: str | None = None) -> Tensor:
+def pack(
+    weight: Format,
+    activations: str | None = None,
+    *,
+    batch: Batch | None = None,
+    pattern: str | None = None,
+    parts: tuple[str, ...] | None = None,
+) -> Tensor:
     """Lay a weight out for the kernels, to be given to :func:`matmul` many times.
 
     Parameters
@@ -82,6 +112,9 @@ def pack(weight: Format, activations: str | None = None) -> Tensor:
         "int8": each row of x is rounded as by :func:`quantize_rows`; "int8-group": each group of
         each row, the groups being those of the weight; "exact": x is multiplied as it is. None
         takes the usual kind of the format.
+    batch, pattern, parts : optional
+        Of the sparse formats: for how many rows of x, which blocks share a bit of the mask, and
+        what the packed weight holds, as ``gs.formats.SparseInt8.pack`` says.
 
     Returns
     -------
@@ -91,7 +124,7 @@ def pack(weight: Format, activations: str | None = None) -> Tensor:
     Raises
     ------
     TypeError, ValueError
-        Where `weight` is not of a known format, or the format does not offer these activations.
+        Where `weight` is not of a known format, or the format does not offer what is asked for.
 
     Examples
     --------
@@ -99,8 +132,12 @@ def pack(weight: Format, activations: str | None = None) -> Tensor:
     >>> gs.kernels.unpack(packed).shape
     (16, 64)
     """
-    if type(weight) not in FORMATS.values():
-        raise TypeError(f"pack: weight: got {_check.describe(weight)}, wanted one of gs.formats")
+    check_format("pack", weight)
+    if isinstance(weight, Sparse):
+        batch = USUAL_BATCH if batch is None else batch
+        return weight.pack(activations, batch=batch, pattern=pattern, parts=parts)
+    if (batch, pattern, parts) != (None, None, None):
+        raise TypeError(f"pack: batch, pattern, parts: {weight.name} is not a sparse format")
     return weight.pack(activations)
 
 
@@ -122,7 +159,7 @@ def unpack(packed: Array) -> Format:
     TypeError, ValueError
         Where the bytes are not a packed weight.
     """
-    return formats.unpack(_tensor("unpack", "packed", packed))
+    return formats.unpack(as_tensor("unpack", "packed", packed))
 
 
 def dequantize(weight: Format | Array, first_row: int = 0, last_row: int | None = None) -> Tensor:
@@ -152,7 +189,7 @@ def dequantize(weight: Format | Array, first_row: int = 0, last_row: int | None 
     >>> bool((gs.kernels.dequantize(weight, 1, 3) == weight.dequantize()[1:3]).all())
     True
     """
-    handle, packed = _packed("dequantize", weight)
+    handle, packed = packed_weight("dequantize", weight)
     last = handle.out_features if last_row is None else last_row
     if not 0 <= first_row <= last <= handle.out_features:
         raise ValueError(
@@ -201,6 +238,7 @@ def matmul(
     out_dtype: torch.dtype | np.dtype[Any] | type | None = None,
     isa: str | None = None,
     threads: int | None = None,
+    path: str | None = None,
 ) -> Any:
     """``activation(x · Ŵᵀ + bias)``: the kernel behind ``gs.nn.Linear``, without autograd.
 
@@ -221,6 +259,10 @@ def matmul(
         One of ``gs.cpu.available()``; None takes ``gs.cpu.isa()``.
     threads : int, optional
         None takes ``torch.get_num_threads()``.
+    path : str, optional
+        How a sparse weight is multiplied: "gemv" (expanded in registers, for few rows), "expand"
+        (to dense panels) or "spmm" (zeros are skipped); None or "auto" takes what :func:`path`
+        says. Results differ by rounding.
 
     Returns
     -------
@@ -230,7 +272,8 @@ def matmul(
     Raises
     ------
     TypeError, ValueError, RuntimeError
-        Where an argument does not fit, or `isa` is unknown or not available.
+        Where an argument does not fit, `isa` is unknown or not available, or the weight was not
+        packed for this path.
 
     Notes
     -----
@@ -244,22 +287,17 @@ def matmul(
     array([[1., 1., 1.],
            [1., 1., 1.]], dtype=float32)
     """
-    rows = _tensor("matmul", "x", x)
-    handle, _keep = _packed("matmul", weight)
-    _check.rows("matmul", "x", rows, handle.in_features)
-    bias_tensor = None if bias is None else _tensor("matmul", "bias", bias)
-    _check.bias("matmul", bias_tensor, handle.out_features)
-    _check.activation("matmul", activation)
-    out = _ops.run(
-        handle,
-        rows,
-        bias_tensor,
+    return product(
+        "matmul",
+        x,
+        weight,
+        bias,
         activation,
-        out_dtype=_out_dtype(out_dtype),
-        threads=_check.threads("matmul", threads),
-        isa=_isa("matmul", isa),
+        out_dtype=out_dtype,
+        isa=isa,
+        threads=threads,
+        path=path,
     )
-    return _like(x, out)
 
 
 def accumulate(
@@ -294,8 +332,8 @@ def accumulate(
     >>> gs.kernels.accumulate(np.array([[1, -128]], dtype=np.int8), weight)
     array([[   127, -16256]])
     """
-    rows = _tensor("accumulate", "a", a)
-    handle, _keep = _packed("accumulate", weight)
+    rows = as_tensor("accumulate", "a", a)
+    handle, _keep = packed_weight("accumulate", weight)
     wanted = f"int8 [M, {handle.in_features}]"
     if rows.dtype is not torch.int8:
         raise TypeError(f"accumulate: a: got {_check.describe(rows)}, wanted {wanted}")
@@ -303,47 +341,6 @@ def accumulate(
         raise ValueError(f"accumulate: a: got {_check.describe(rows)}, wanted {wanted}")
     _check.on_cpu("accumulate", "a", rows)
     out = _ops.accumulate(
-        handle, rows, _check.threads("accumulate", threads), _isa("accumulate", isa)
+        handle, rows, _check.threads("accumulate", threads), isa_name("accumulate", isa)
     )
-    return _like(a, out)
-
-
-def _tensor(function: str, name: str, value: object) -> Tensor:
-    if isinstance(value, np.ndarray):
-        wrapped = value.flags.writeable and all(stride >= 0 for stride in value.strides)
-        return torch.from_numpy(value if wrapped else value.copy())
-    if not isinstance(value, Tensor):
-        raise TypeError(
-            f"{function}: {name}: got {_check.describe(value)}, wanted a tensor or an array"
-        )
-    return value.detach().resolve_neg()
-
-
-def _like(given: Array, result: Tensor) -> Any:
-    return result.numpy() if isinstance(given, np.ndarray) else result
-
-
-def _packed(function: str, weight: Format | Array) -> tuple[_ops.Handle, Tensor]:
-    """The handle, and the tensor that must live as long."""
-    if isinstance(weight, Tensor | np.ndarray):
-        packed = _tensor(function, "weight", weight)
-    else:
-        packed = pack(weight)
-    return _ops.Handle(packed), packed
-
-
-def _isa(function: str, name: str | None) -> str:
-    if name is None:
-        return ""
-    if not isinstance(name, str) or name not in _C.isa_names():
-        names = ", ".join(_C.isa_names())
-        raise ValueError(f"{function}: isa: got {name!r}, wanted one of {names}")
-    return name
-
-
-def _out_dtype(dtype: torch.dtype | np.dtype[Any] | type | None) -> torch.dtype | None:
-    if dtype is not None and not isinstance(dtype, torch.dtype):
-        dtype = torch.from_numpy(np.empty(0, dtype)).dtype
-    if dtype is not None and dtype not in _check.DTYPES:
-        raise TypeError(f"matmul: out_dtype: got {dtype}, wanted float32, bfloat16 or float16")
-    return dtype
+    return like(a, out)

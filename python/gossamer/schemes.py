@@ -1,7 +1,8 @@
 """Named ways of storing weights: what "int8" means in Python, in recipes and on the command line.
 
 A name is ``<format>[-g<group size> | -per-channel][-asym][-weight-only]``; without a group size the
-usual one of the format is meant. A new scheme is one line in :data:`SCHEMES`.
+usual one of the format is meant. Formats that begin with "sparse-" leave out the zeros of a weight.
+A new scheme is one line in :data:`SCHEMES`.
 """
 
 from __future__ import annotations
@@ -63,6 +64,15 @@ SCHEMES: dict[str, Scheme] = {
     "fp8-e5m2": Scheme("fp8", settings={"dtype": torch.float8_e5m2}),
     "fp8-block": Scheme("fp8", 128),
     "bf16": Scheme("bf16"),
+    "sparse-int8": Scheme("sparse-int8"),
+    **{f"sparse-int8-g{G}": Scheme("sparse-int8", G) for G in (32, 64, 128)},
+    "sparse-int8-weight-only": Scheme("sparse-int8", activations="exact"),
+    "sparse-int4": Scheme("sparse-int4", 128),
+    **{f"sparse-int4-g{G}": Scheme("sparse-int4", G) for G in (16, 32, 64, 128, 256)},
+    "sparse-int4-per-channel": Scheme("sparse-int4"),
+    "sparse-int4-weight-only": Scheme("sparse-int4", 128, "exact"),
+    "sparse-bf16": Scheme("sparse-bf16"),
+    "sparse-fp32": Scheme("sparse-fp32"),
 }
 
 
@@ -78,11 +88,12 @@ class Quantize:
     group_size : int, optional
         That many consecutive input features share a scale, which helps weights with outliers: 32,
         64 or 128 for int8; 16, 32, 64, 128 or 256 for int4, nf4 and fp4; 128 for fp8, in blocks of
-        128 x 128. None: what the scheme says.
+        128 x 128; for sparse-int8 and sparse-int4 as without the zeros. None: what the scheme says.
     activations : str, optional
         "int8": each row of x is rounded to int8, the fastest; "int8-group": each group of a row,
         the groups being those of the weight, so that outliers in x cost less accuracy; "exact":
-        only weights are rounded. None: what the scheme says. fp8 and bf16 are "exact" always.
+        only weights are rounded. None: what the scheme says. fp8, bf16, sparse-bf16 and sparse-fp32
+        are "exact" always.
 
     Raises
     ------

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
 from . import _check
+from .folding import is_stored_otherwise, pruned_tensors
 from .nn.linear import is_conv1d
 
 Pattern: TypeAlias = str | type[nn.Module]
@@ -21,6 +22,7 @@ Kinds: TypeAlias = tuple[type[nn.Module], ...]
 # A table of few rows is not worth a kernel.
 _TABLES = (nn.Embedding, nn.EmbeddingBag)
 _TABLE_ROWS = 64
+_CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.ConvTranspose1d, nn.ConvTranspose2d)
 # A step is one small product: below this hidden size torch's whole step costs less than its call.
 _RECURRENT = (nn.RNNBase, nn.RNNCellBase)
 _HIDDEN_SIZE = 256
@@ -50,6 +52,29 @@ class LeftAlone:
     reason: str
 
 
+@dataclass(frozen=True)
+class KeptDense:
+    """A layer that could be stored sparse and is not, and why.
+
+    Attributes
+    ----------
+    name : str
+        Its name in the model.
+    format : str
+        What its weight is stored in instead: the name of a dense format, or of a dtype where the
+        layer stayed as it was.
+    sparsity : float
+        Share of its weights that are zero.
+    reason : str
+        Why.
+    """
+
+    name: str
+    format: str
+    sparsity: float
+    reason: str
+
+
 @dataclass
 class Layer:
     """A layer in the model: where it is, and why it is left alone ("" if it is not)."""
@@ -57,7 +82,8 @@ class Layer:
     module: nn.Module
     names: list[str] = field(default_factory=list)
     places: list[tuple[nn.Module, str]] = field(default_factory=list)
-    named_by_targets: bool = False
+    named_by_targets: bool = False  # by its class or its full name
+    named_in_full: bool = False
     reason: str = ""
     partner: Layer | None = None  # the other of an embedding and a head that have one weight
 
@@ -108,9 +134,30 @@ def left_alone(layer: Layer) -> LeftAlone:
         layer.names[0],
         type(layer.module).__name__,
         shape[::-1] if is_conv1d(layer.module) else shape,
-        sum(weight.nbytes for weight in own),
+        sum(weight.numel() * weight.element_size() for weight in own),
         layer.reason,
     )
+
+
+def why_not_pruned(layer: Layer) -> str:
+    """Why the weights of a layer are not set to zero; "" where they are."""
+    if layer.partner:
+        return "an embedding and the layer tied to it are not pruned"
+    if isinstance(layer.module, _TABLES) and not layer.named_by_targets:
+        return "embeddings are pruned only where targets names them"
+    if _is_depthwise(layer.module):
+        return "a depthwise convolution gains nothing from zeros"
+    return ""
+
+
+def why_not_sparse(layer: Layer) -> str:
+    """Why a layer is not stored sparse, whatever its zeros; "" where that depends on them."""
+    module = layer.module
+    if isinstance(module, _TABLES) and not layer.partner:
+        return "looking a row up is slower in a sparse table"
+    if isinstance(module, _CONVOLUTIONS) and module.groups > 1:
+        return "convolutions in groups have no sparse form"
+    return ""
 
 
 # --- finding ---
@@ -130,6 +177,12 @@ def _find_layers(model: nn.Module, kinds: Kinds) -> list[Layer]:
                 seen_places.add((id(parent), child))
                 layer.places.append((parent, child))
     return list(found.values())
+
+
+def _is_depthwise(module: nn.Module) -> bool:
+    if not isinstance(module, _CONVOLUTIONS):
+        return False
+    return module.groups == module.in_channels == module.out_channels > 1
 
 
 # --- targets and ignore ---
@@ -191,7 +244,8 @@ def _apply_patterns(
             raise ValueError(f"compress: targets: {pattern!r} matches no layer that is replaced")
         wanted.update(map(id, chosen))
         for layer in chosen:
-            layer.named_by_targets |= type(layer.module) is pattern or pattern in layer.names
+            layer.named_in_full |= pattern in layer.names
+            layer.named_by_targets |= type(layer.module) is pattern or layer.named_in_full
     for layer in layers:
         if targets is not None and id(layer) not in wanted:
             layer.reason = "not among the targets"
@@ -249,12 +303,13 @@ def _why_kind(layer: Layer, kinds: Kinds) -> str | None:
 
 
 def _why_computed(module: nn.Module) -> str | None:
-    # A pruned or normalized weight is a plain attribute, parametrizations are a dict of modules.
-    plain = any(isinstance(value, Tensor) for value in vars(module).values())
+    # A computed weight is a plain attribute, parametrizations are a dict of modules.
+    tensors = {name for name, value in vars(module).items() if isinstance(value, Tensor)}
+    plain = tensors - pruned_tensors(module).keys()
     if plain or hasattr(module, "parametrizations") or next(weights(module), None) is None:
-        return "its weight is computed, not a parameter (parametrized or pruned)"
+        return "its weight is computed, not a parameter (parametrized)"
     for weight in weights(module):
-        if type(weight) is not nn.Parameter:
+        if type(weight) is not nn.Parameter and not is_stored_otherwise(weight):
             return f"its weight is a {type(weight).__name__}"
     if "forward" in vars(module):
         return "its forward was replaced on the instance"
@@ -290,7 +345,7 @@ def _why_small(module: nn.Module) -> str | None:
         padded_K = -(-K // 64) * 64
         if N < _TABLE_ROWS:
             return f"{N} rows: a table of less than {_TABLE_ROWS} is not worth packing"
-        if N * padded_K >= module.weight.nbytes:
+        if N * padded_K >= N * K * module.weight.element_size():
             return f"would grow: the {K} values of a row are padded to {padded_K}"
     if isinstance(module, _RECURRENT) and module.hidden_size < _HIDDEN_SIZE:
         return (

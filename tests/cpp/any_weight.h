@@ -8,6 +8,7 @@
 #include "four_bit_weight.h"
 #include "gossamer/linear.h"
 #include "int8_weight.h"
+#include "sparse_weight.h"
 
 namespace gossamer::test {
 
@@ -18,11 +19,15 @@ struct AnyKind {
     int64_t G = 0;
     Activations activations = Activations::exact;
     bool uneven = false;  // 4 bits only: scales that keep exact groups where there are at least 12
+    uint8_t parts = kPartBitmask;  // sparse formats only
+    SparsePattern pattern = SparsePattern::any;
 
     bool four_bit() const { return format >= FormatId::int4 && format <= FormatId::mxfp4; }
+    bool sparse() const { return format >= FormatId::sparse_int8; }
     std::string text() const {
+        const std::string kept = sparse() ? std::string(", ") + name(pattern) + ", parts " + std::to_string(parts) : "";
         return std::string(name(format)) + " " + name(scale_type) + (zero_points ? " with zero points" : "") +
-               ", G = " + std::to_string(G) + ", " + name(activations) + (uneven ? ", uneven" : "");
+               ", G = " + std::to_string(G) + ", " + name(activations) + (uneven ? ", uneven" : "") + kept;
     }
 };
 
@@ -35,6 +40,10 @@ struct AnyWeight {
     AnyWeight(const AnyKind& k, int64_t n, int64_t columns, uint64_t seed) : kind(k), N(n), K(columns), step(static_cast<size_t>(n)) {
         if (kind.four_bit()) {
             make_four_bit(seed);
+            return;
+        }
+        if (kind.sparse()) {
+            make_sparse(seed);
             return;
         }
         kind.format == FormatId::int8 ? make_int8(seed) : kind.format == FormatId::bf16 ? make_bf16(seed) : make_fp8(seed);
@@ -61,6 +70,15 @@ private:
             if (w.layout.packed_groups > 1 && !keeps_groups) step[static_cast<size_t>(n)] = w.step(n);
         }
         packed_ = std::make_unique<Guarded<uint8_t>>(std::move(w.packed));
+    }
+    void make_sparse(uint64_t seed) {
+        const SparseSpec spec{kind.format, N, K, kind.G, kind.scale_type, kind.activations, kind.pattern, kind.parts};
+        RandomSparseWeight w(spec, {N, K, 0.3, kind.pattern, seed % 3 == 0}, seed);
+        dense = w.dense;
+        packed_ = std::make_unique<Guarded<uint8_t>>(w.packed());
+        if (kind.format != FormatId::sparse_int4 || kind.G == 0) return;
+        // Re-quantized, values are multiples of the largest |code - 8| * scale of the row, over 127; scales are at most 2^-4.
+        for (double& s : step) s = 8 * 0x1p-4 / 127;
     }
     void make_int8(uint64_t seed) {
         RandomWeight w(N, K, kind.G, seed);

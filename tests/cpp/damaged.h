@@ -28,7 +28,7 @@ void check_damaged(const Guarded<uint8_t>& packed, FormatId other, const View& v
     check_field(packed, offsetof(PackedHeader, magic), 'g', "do not start with the mark", view);
     check_field(packed, offsetof(PackedHeader, layout), uint32_t{99}, "got layout 99", view);
     check_field(packed, offsetof(PackedHeader, format), other, std::string("got format ") + name(other), view);
-    for (const uint32_t format : {uint32_t{0}, uint32_t{9}}) {
+    for (const uint32_t format : {uint32_t{0}, static_cast<uint32_t>(kLastFormat) + 1}) {
         check_field(packed, offsetof(PackedHeader, format), format, "got format " + std::to_string(format), view);
     }
     check_field(packed, offsetof(PackedHeader, activations), uint8_t{3}, "got activations 3", view);

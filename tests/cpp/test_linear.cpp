@@ -7,9 +7,7 @@
 #include "bounds.h"
 #include "check.h"
 #include "dispatch/lists.h"
-#include "gossamer/linear.h"
-#include "int8_weight.h"
-#include "values.h"
+#include "linear_layer.h"
 
 namespace gossamer::test {
 namespace {
@@ -27,56 +25,7 @@ std::vector<Isa> available_isas() {
     return isas;
 }
 
-struct Options {
-    DType x_dtype = DType::f32, out_dtype = DType::f32;
-    bool bias = true, addend = false;
-    DType bias_dtype = DType::f32;
-    Activation activation = Activation::none;
-};
-
-// One layer and its inputs; rows of x, out and addend are further apart than they are long.
-struct Layer {
-    const RandomWeight& weight;
-    int64_t M, x_stride, out_stride, addend_stride;
-    Options options;
-    Values x, bias;
-    Guarded<float> addend;
-
-    Layer(const RandomWeight& w, int64_t rows, const Options& o, uint64_t seed)
-        : weight(w),
-          M(rows),
-          x_stride(w.K + 7),
-          out_stride(w.N + 5),
-          addend_stride(w.N + 3),
-          options(o),
-          x(o.x_dtype, (rows - 1) * x_stride + w.K),
-          bias(o.bias_dtype, w.N),
-          addend((rows - 1) * addend_stride + w.N) {
-        Random random(seed);
-        fill(x, random, 4.0);
-        fill(bias, random);
-        for (float& a : addend) a = static_cast<float>(random.uniform());
-    }
-
-    // out: (M - 1) * out_stride + N elements.
-    void run(Isa isa, int threads, Values& out) const {
-        const Epilogue epilogue{options.bias ? bias.bytes() : nullptr,
-                                options.bias_dtype,
-                                options.activation,
-                                options.addend ? addend.data() : nullptr,
-                                addend_stride,
-                                out.data(),
-                                options.out_dtype,
-                                out_stride};
-        const Weight packed = weight_view(weight.packed.data(), weight.packed.size());
-        linear({x.bytes(), options.x_dtype, M, x_stride, packed, epilogue, threads, isa});
-    }
-    Values output() const { return Values(options.out_dtype, (M - 1) * out_stride + weight.N); }
-    std::string text() const {
-        return "M = " + std::to_string(M) + ", " + weight.text() + ", " + dtype_name(options.x_dtype) + " to " +
-               dtype_name(options.out_dtype) + ", activation " + std::to_string(static_cast<int>(options.activation));
-    }
-};
+using Layer = LinearLayer<RandomWeight>;
 
 struct Expected {
     std::vector<double> value, bound;  // [M, N]
@@ -84,7 +33,7 @@ struct Expected {
 
 Expected expected_output(const Layer& layer) {
     const RandomWeight& w = layer.weight;
-    const Options& o = layer.options;
+    const LayerOptions& o = layer.options;
     Expected e;
     for (int64_t m = 0; m < layer.M; ++m) {
         const reference::QuantizedRow row = reference::quantize_row(layer.x.at(m * layer.x_stride), o.x_dtype, w.K);
@@ -98,41 +47,14 @@ Expected expected_output(const Layer& layer) {
     return e;
 }
 
-void check_output(const Layer& layer, const Expected& wanted, const Values& out, const std::string& what) {
-    const Values untouched = layer.output();
-    const size_t element = static_cast<size_t>(size_bytes(out.dtype));
-    int64_t wrong = 0, strayed = 0;
-    for (int64_t i = 0; i < out.count; ++i) {
-        const int64_t m = i / layer.out_stride, n = i % layer.out_stride;
-        if (n >= layer.weight.N) {
-            strayed += std::memcmp(out.at(i), untouched.at(i), element) != 0;
-            continue;
-        }
-        const size_t at = static_cast<size_t>(m * layer.weight.N + n);
-        if (!(std::fabs(out.get(i) - wanted.value[at]) <= wanted.bound[at])) {
-            if (wrong++ == 0)
-                check_near(out.get(i), wanted.value[at], wanted.bound[at],
-                           what + ": [" + std::to_string(m) + ", " + std::to_string(n) + "]");
-        }
-    }
-    check(wrong == 0, what + ": " + std::to_string(wrong) + " outputs are wrong");
-    check(strayed == 0, what + ": wrote between the rows of the output");
-}
-
 // All ISAs and thread counts on one layer.
 void check_layer(const Layer& layer) {
     const Expected wanted = expected_output(layer);
     for (const Isa isa : available_isas()) {
         const std::string what = std::string(isa_name(isa)) + ": " + layer.text();
-        Values first = layer.output();
-        layer.run(isa, 1, first);
-        check_output(layer, wanted, first, what);
-        for (const int threads : kThreads) {
-            Values again = layer.output();
-            layer.run(isa, threads, again);
-            check(std::memcmp(first.bytes(), again.bytes(), static_cast<size_t>(first.size_in_bytes())) == 0,
-                  what + ": the same bits with " + std::to_string(threads) + " threads");
-        }
+        const Values first = layer.run(isa, 1);
+        check_output(layer, wanted.value, wanted.bound, first, what);
+        check_threads(layer, isa, first, what);
     }
 }
 
@@ -165,7 +87,8 @@ void test_shapes() {
     for (const int64_t M : counts) {
         for (const int64_t N : ns) {
             const RandomWeight w(N, ks[pick(7)], groups[pick(4)], random.bits());
-            const Options options{kDTypes[pick(3)], kDTypes[pick(3)], pick(3) > 0, pick(2) > 0, kDTypes[pick(3)], kActivations[pick(5)]};
+            const LayerOptions options{kDTypes[pick(3)], kDTypes[pick(3)], pick(3) > 0,
+                                       pick(2) > 0,      kDTypes[pick(3)], kActivations[pick(5)]};
             check_layer(Layer(w, M, options, random.bits()));
             check_sums(w, M, random.bits());
         }
@@ -235,8 +158,7 @@ void test_special_rows() {
             for (int64_t k = 0; k < w.K; ++k) layer.x.set(5 * layer.x_stride + k, 0);
             const Expected wanted = expected_output(layer);
             for (const Isa isa : available_isas()) {
-                Values out = layer.output();
-                layer.run(isa, 2, out);
+                const Values out = layer.run(isa, 2);
                 for (int64_t m = 0; m < layer.M; ++m) {
                     for (int64_t n = 0; n < w.N; ++n) {
                         const double got = out.get(m * layer.out_stride + n);
@@ -254,8 +176,7 @@ void test_special_rows() {
 
 void test_nothing_to_do() {
     const RandomWeight w(5, 7, 0, 21);
-    const Weight packed = weight_view(w.packed.data(), w.packed.size());
-    linear({nullptr, DType::f32, 0, 7, packed, {}, 2, Isa::scalar});
+    linear({nullptr, DType::f32, 0, 7, packed_weight(w), {}, 2, Isa::scalar});
     accumulate({nullptr, 0, 7, w.view(), nullptr, 2, Isa::scalar});
     check(true, "M = 0");
 }
@@ -264,9 +185,7 @@ void test_several_callers() {
     const RandomWeight w(515, 517, 0, 22);
     const Layer few(w, 2, {}, 23), many(w, 50, {}, 24);
     for (const Isa isa : available_isas()) {
-        Values wanted_few = few.output(), wanted_many = many.output();
-        few.run(isa, 1, wanted_few);
-        many.run(isa, 1, wanted_many);
+        const Values wanted_few = few.run(isa, 1), wanted_many = many.run(isa, 1);
         std::vector<int> differences(4, 0);
         std::vector<std::thread> callers;
         for (size_t i = 0; i < 4; ++i) {
@@ -274,8 +193,7 @@ void test_several_callers() {
                 for (int round = 0; round < 5; ++round) {
                     const Layer& layer = (static_cast<size_t>(round) + i) % 2 == 0 ? few : many;
                     const Values& wanted = &layer == &few ? wanted_few : wanted_many;
-                    Values out = layer.output();
-                    layer.run(isa, 2, out);
+                    const Values out = layer.run(isa, 2);
                     differences[i] += std::memcmp(out.bytes(), wanted.bytes(), static_cast<size_t>(out.size_in_bytes())) != 0;
                 }
             });

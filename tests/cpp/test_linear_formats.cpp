@@ -2,19 +2,16 @@
 // thread count, on every ISA.
 #include <algorithm>
 #include <cmath>
-#include <cstring>
 #include <string>
 #include <vector>
 
-#include "any_weight.h"
 #include "bounds.h"
 #include "check.h"
 #include "dispatch/lists.h"
+#include "linear_layer.h"
 
 namespace gossamer::test {
 namespace {
-
-constexpr int kThreads[] = {2, 3, 5};
 
 // With a list of one kernel (one_kernel.cpp) every ISA would run the same one; the scalar one has no u4 kernels to go around it.
 std::vector<Isa> available_isas() {
@@ -27,14 +24,9 @@ std::vector<Isa> available_isas() {
     return isas;
 }
 
-struct Options {
-    DType x_dtype = DType::f32, out_dtype = DType::f32;
-    bool bias = true, addend = false;
-    DType bias_dtype = DType::f32;
-    Activation activation = Activation::none;
-};
+using Layer = LinearLayer<AnyWeight>;
 
-Options some_options(Random& random) {
+LayerOptions some_options(Random& random) {
     const auto dtype = [&] { return kDTypes[random.integer(0, 2)]; };
     return {dtype(),
             dtype(),
@@ -43,50 +35,6 @@ Options some_options(Random& random) {
             dtype(),
             static_cast<Activation>(random.integer(0, kActivationCount - 1))};
 }
-
-// One layer and its inputs; rows of x, out and addend are further apart than they are long.
-struct Layer {
-    const AnyWeight& weight;
-    int64_t M, x_stride, out_stride, addend_stride;
-    Options options;
-    Values x, bias;
-    Guarded<float> addend;
-
-    Layer(const AnyWeight& w, int64_t rows, const Options& o, uint64_t seed)
-        : weight(w),
-          M(rows),
-          x_stride(w.K + 3),
-          out_stride(w.N + 5),
-          addend_stride(w.N + 2),
-          options(o),
-          x(o.x_dtype, std::max<int64_t>((rows - 1) * x_stride + w.K, 0)),
-          bias(o.bias_dtype, w.N),
-          addend(std::max<int64_t>((rows - 1) * addend_stride + w.N, 0)) {
-        Random random(seed);
-        fill(x, random, 2.0);
-        fill(bias, random);
-        for (float& a : addend) a = static_cast<float>(random.uniform());
-    }
-    Values output() const { return Values(options.out_dtype, std::max<int64_t>((M - 1) * out_stride + weight.N, 0)); }
-    Values run(Isa isa, int threads) const {
-        Values out = output();
-        const Epilogue epilogue{options.bias ? bias.bytes() : nullptr,
-                                options.bias_dtype,
-                                options.activation,
-                                options.addend ? addend.data() : nullptr,
-                                addend_stride,
-                                out.data(),
-                                options.out_dtype,
-                                out_stride};
-        const Weight packed = weight.view();
-        linear({x.bytes(), options.x_dtype, M, x_stride, packed, epilogue, threads, isa});
-        return out;
-    }
-    std::string text() const {
-        return weight.text() + ", M = " + std::to_string(M) + ", " + dtype_name(options.x_dtype) + " to " + dtype_name(options.out_dtype) +
-               ", activation " + std::to_string(static_cast<int>(options.activation));
-    }
-};
 
 // The numbers that stand for row m of x.
 std::vector<double> row_of(const Layer& layer, int64_t m) {
@@ -107,12 +55,12 @@ struct Expected {
 
 Expected expected_output(const Layer& layer) {
     const AnyWeight& w = layer.weight;
-    const Options& o = layer.options;
+    const LayerOptions& o = layer.options;
     const bool exact = w.kind.activations == Activations::exact;
     // Roundings of fp32: of a float lane two per product, of the s8 lane two per group; then the epilogue's.
     const int64_t groups = w.kind.G == 0 ? 1 : (w.K + w.kind.G - 1) / w.kind.G, roundings = 5 + 2 * (exact ? w.K : groups);
     // The bf16 lane rounds what is expanded to it, unless every value is a bf16.
-    const double rounded = exact && o.x_dtype == DType::bf16 && w.kind.format != FormatId::bf16 ? 0x1p-8 : 0;
+    const double rounded = exact && o.x_dtype == DType::bf16 && w.kind.format != FormatId::bf16 && w.kind.format != FormatId::sparse_f32 ? 0x1p-8 : 0;
     Expected e;
     for (int64_t m = 0; m < layer.M; ++m) {
         const std::vector<double> row = row_of(layer, m);
@@ -134,31 +82,12 @@ Expected expected_output(const Layer& layer) {
 
 // Few rows are multiplied from the codes, with exact groups; more, and those of codebooks that no kernel takes, from strips.
 bool requantizes(const Layer& layer, Isa isa) {
+    if (layer.weight.kind.format == FormatId::sparse_int4) return layer.weight.kind.activations != Activations::exact;
     if (!layer.weight.kind.four_bit() || layer.weight.kind.activations == Activations::exact) return false;
     const U4Kernels* u4 = find_kernels(u4_list(), isa);
     const auto& values = codebook(layer.weight.kind.format).s8;
     if (u4 == nullptr || *std::max_element(std::begin(values), std::end(values)) > u4->max_value) return true;
     return layer.M > (isa == Isa::amx ? kPanelRows : u4->max_rows);
-}
-
-void check_output(const Layer& layer, const Expected& wanted, const Values& out, bool requantized, const std::string& what) {
-    const Values untouched = layer.output();
-    const size_t element = static_cast<size_t>(size_bytes(out.dtype));
-    int64_t wrong = 0, strayed = 0;
-    for (int64_t i = 0; i < out.count; ++i) {
-        const int64_t m = i / layer.out_stride, n = i % layer.out_stride;
-        if (n >= layer.weight.N) {
-            strayed += std::memcmp(out.at(i), untouched.at(i), element) != 0;
-            continue;
-        }
-        const size_t at = static_cast<size_t>(m * layer.weight.N + n);
-        const double bound = requantized ? wanted.requantized_bound[at] : wanted.bound[at];
-        if (std::fabs(out.get(i) - wanted.value[at]) <= bound) continue;
-        if (wrong++ == 0)
-            check_near(out.get(i), wanted.value[at], bound, what + ": [" + std::to_string(m) + ", " + std::to_string(n) + "]");
-    }
-    check(wrong == 0, what + ": " + std::to_string(wrong) + " outputs are wrong");
-    check(strayed == 0, what + ": wrote between the rows of the output");
 }
 
 // All ISAs and thread counts on one layer.
@@ -167,12 +96,8 @@ void check_layer(const Layer& layer) {
     for (const Isa isa : available_isas()) {
         const std::string what = std::string(isa_name(isa)) + ": " + layer.text();
         const Values first = layer.run(isa, 1);
-        check_output(layer, wanted, first, requantizes(layer, isa), what);
-        for (const int threads : kThreads) {
-            const Values again = layer.run(isa, threads);
-            check(std::memcmp(first.bytes(), again.bytes(), static_cast<size_t>(first.size_in_bytes())) == 0,
-                  what + ": the same bits with " + std::to_string(threads) + " threads");
-        }
+        check_output(layer, wanted.value, requantizes(layer, isa) ? wanted.requantized_bound : wanted.bound, first, what);
+        check_threads(layer, isa, first, what);
     }
 }
 
@@ -196,7 +121,14 @@ std::vector<AnyKind> all_kinds() {
         kinds.push_back({FormatId::nf4, f32, false, 0, activations});
         kinds.push_back({FormatId::fp4, f16, false, 256, activations});
         kinds.push_back({FormatId::mxfp4, ScaleType::e8m0, false, 32, activations});
+        kinds.push_back({FormatId::sparse_int8, f32, false, 0, activations});
+        kinds.push_back({FormatId::sparse_int8, f32, false, 32, activations, false, kPartBitmask, SparsePattern::b1x4});
+        kinds.push_back({FormatId::sparse_int4, f16, false, 64, activations});
+        kinds.push_back({FormatId::sparse_int4, f32, false, 0, activations, false, kPartBitmask, SparsePattern::b16x1});
     }
+    kinds.push_back({FormatId::sparse_int8, f32, false, 0, int8, false, kPartSpmm});
+    kinds.push_back({FormatId::sparse_bf16});
+    for (const uint8_t parts : {kPartBitmask, kPartSpmm}) kinds.push_back({FormatId::sparse_f32, f32, false, 0, Activations::exact, false, parts});
     return kinds;
 }
 
@@ -221,7 +153,7 @@ void test_bf16_lane() {
         for (const int64_t M : {3, 35}) {
             const AnyWeight w(kind, 17, 530, random.bits());
             check_layer(Layer(w, M, {DType::bf16, DType::f32, true, false, DType::f32, Activation::none}, random.bits()));
-            const bool has = find_kernels(bf16_list(), isa_active()) != nullptr;
+            const bool has = kind.format != FormatId::sparse_f32 && find_kernels(bf16_list(), isa_active()) != nullptr;
             check((lane_of(w.view(), DType::bf16, isa_active()) == Lane::bf16) == has, kind.text() + ": lane of bf16");
             check(lane_of(w.view(), DType::f16, isa_active()) == Lane::f32, kind.text() + ": lane of f16");
         }

@@ -30,16 +30,19 @@ void pack_row(const Int8Layout& l, const int8_t* values, int64_t n, int8_t* pane
 
 // Calls expand(values, values before them) for each group of the range, or once for all of it where there are none.
 template <class Expand>
-void for_each_group(const Int8Weight& weight, const PanelRange& range, const Expand& expand) {
-    const Int8Layout& l = weight.layout;
-    const int8_t* panel = weight.panels + range.panel * kPanelColumns * l.K64;
+void for_each_group(const Int8Layout& l, const float* all_scales, const int8_t* values, const PanelRange& range, const Expand& expand) {
     for (int64_t k = range.first_k, next; k < range.last_k; k = next) {
         next = l.G == 0 ? range.last_k : std::min(k / l.G * l.G + l.G, range.last_k);
         // Groups that lie in the padding of K hold zeros, whatever their scale.
         const int64_t group = l.G == 0 ? 0 : std::min(k / l.G, l.groups - 1);
-        const float* scales = l.G == 0 ? nullptr : weight.scales + group * l.N16 + range.panel * kPanelColumns;
-        expand(Int8Expand{panel + k * kPanelColumns, (next - k) / 4, scales}, (k - range.first_k) * kPanelColumns);
+        const float* scales = l.G == 0 ? nullptr : all_scales + group * l.N16 + range.panel * kPanelColumns;
+        const int64_t before = (k - range.first_k) * kPanelColumns;
+        expand(Int8Expand{values + before, (next - k) / 4, scales}, before);
     }
+}
+
+const int8_t* values_at(const Int8Weight& weight, const PanelRange& range) {
+    return weight.panels + range.panel * kPanelColumns * weight.layout.K64 + range.first_k * kPanelColumns;
 }
 
 }  // namespace
@@ -122,13 +125,21 @@ S8Strip s8_strip(const Int8Weight& weight, int64_t strip, Isa, uint8_t*) {
 }
 
 void expand_f32(const Int8Weight& weight, const PanelRange& range, Isa isa, float* out) {
-    const Int8ExpandKernels& kernels = select_kernels(int8_expand_list(), isa);
-    for_each_group(weight, range, [&](const Int8Expand& run, int64_t before) { kernels.to_f32(run, out + before); });
+    expand_values_f32(weight.layout, weight.scales, values_at(weight, range), range, isa, out);
 }
 
 void expand_bf16(const Int8Weight& weight, const PanelRange& range, Isa isa, uint16_t* out) {
+    expand_values_bf16(weight.layout, weight.scales, values_at(weight, range), range, isa, out);
+}
+
+void expand_values_f32(const Int8Layout& l, const float* scales, const int8_t* values, const PanelRange& range, Isa isa, float* out) {
     const Int8ExpandKernels& kernels = select_kernels(int8_expand_list(), isa);
-    for_each_group(weight, range, [&](const Int8Expand& run, int64_t before) { kernels.to_bf16(run, out + before); });
+    for_each_group(l, scales, values, range, [&](const Int8Expand& run, int64_t before) { kernels.to_f32(run, out + before); });
+}
+
+void expand_values_bf16(const Int8Layout& l, const float* scales, const int8_t* values, const PanelRange& range, Isa isa, uint16_t* out) {
+    const Int8ExpandKernels& kernels = select_kernels(int8_expand_list(), isa);
+    for_each_group(l, scales, values, range, [&](const Int8Expand& run, int64_t before) { kernels.to_bf16(run, out + before); });
 }
 
 }  // namespace gossamer

@@ -17,7 +17,21 @@
 
 namespace gossamer {
 
-enum class FormatId : uint32_t { int8 = 1, int4 = 2, nf4 = 3, fp4 = 4, mxfp4 = 5, fp8_e4m3 = 6, fp8_e5m2 = 7, bf16 = 8 };
+enum class FormatId : uint32_t {
+    int8 = 1,
+    int4 = 2,
+    nf4 = 3,
+    fp4 = 4,
+    mxfp4 = 5,
+    fp8_e4m3 = 6,
+    fp8_e5m2 = 7,
+    bf16 = 8,
+    sparse_int8 = 9,
+    sparse_int4 = 10,
+    sparse_bf16 = 11,
+    sparse_f32 = 12
+};
+inline constexpr FormatId kLastFormat = FormatId::sparse_f32;
 
 // What happens to x: int8 rounds each row (quantize.h) and multiplies on the s8 lane; int8_group rounds each group of each row, the groups
 // being those of the weight, so that an outlier costs only its group the accuracy; exact multiplies x as it is, bf16 on the bf16 lane where
@@ -37,11 +51,15 @@ struct PackedHeader {
     Activations activations;
     ScaleType scale_type;
     uint8_t has_zero_points;
-    uint8_t reserved[21];
+    // Of the sparse formats (format_sparse.h), else 0.
+    uint8_t pattern, parts;
+    uint8_t unused[3];
+    int64_t nnz;
+    uint8_t reserved[8];
 };
 static_assert(sizeof(PackedHeader) == 64);
 
-// "int8", "int4", ...; "int8", "exact", "int8-group"; "float32", "bfloat16", "float16", "e8m0".
+// "int8", "int4", ... "sparse-int8", ...; "int8", "exact", "int8-group"; "float32", "bfloat16", "float16", "e8m0".
 const char* name(FormatId format);
 const char* name(Activations activations);
 const char* name(ScaleType scale_type);

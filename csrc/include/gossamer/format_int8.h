@@ -54,6 +54,10 @@ inline int64_t s8_strip_bytes(const Int8Weight&) { return 0; }
 S8Strip s8_strip(const Int8Weight& weight, int64_t strip, Isa isa, uint8_t* buffer);
 void expand_f32(const Int8Weight& weight, const PanelRange& range, Isa isa, float* out);
 void expand_bf16(const Int8Weight& weight, const PanelRange& range, Isa isa, uint16_t* out);
+// The same for values that lie elsewhere: those of the range, at `values`.
+void expand_values_f32(const Int8Layout& layout, const float* scales, const int8_t* values, const PanelRange& range, Isa isa, float* out);
+void expand_values_bf16(const Int8Layout& layout, const float* scales, const int8_t* values, const PanelRange& range, Isa isa,
+                        uint16_t* out);
 inline const uint16_t* bf16_panels(const Int8Weight&) { return nullptr; }
 inline const float* channel_scales(const Int8Weight& weight) { return weight.layout.G == 0 ? weight.scales : nullptr; }
 

@@ -25,12 +25,13 @@
 #include "gossamer/format_four_bit.h"
 #include "gossamer/format_fp8.h"
 #include "gossamer/format_int8.h"
+#include "gossamer/format_sparse.h"
 #include "gossamer/isa.h"
 
 namespace gossamer {
 
 struct Weight {
-    std::variant<Int8Weight, FourBitWeight, Fp8Weight, Bf16Weight> form;
+    std::variant<Int8Weight, FourBitWeight, Fp8Weight, Bf16Weight, SparseWeight> form;
     Activations activations;
     int64_t N, K;
 };
@@ -39,6 +40,12 @@ struct Weight {
 Weight weight_view(const void* packed, int64_t packed_bytes);
 
 enum class Lane { s8, bf16, f32 };
+
+// How a sparse weight meets x: expanded in registers row by row of a few, expanded into panels of the lane, or skipping zeros (spmm.h).
+// `automatic` chooses by M, the parts that the weight has, and the ISA.
+enum class SparsePath : uint8_t { automatic, gemv, expand, spmm };
+inline constexpr int kSparsePathCount = 4;
+const char* name(SparsePath path);  // "auto", "gemv", "expand", "spmm"
 
 // The lane on which x of this dtype meets this weight.
 Lane lane_of(const Weight& weight, DType x_dtype, Isa isa);
@@ -71,7 +78,12 @@ struct ProductCall {
     Epilogue epilogue;
     int threads;
     Isa isa;
+    SparsePath path = SparsePath::automatic;
 };
+
+// The path that product() takes for a sparse weight; `wanted` itself where it is not automatic. Throws std::invalid_argument where the
+// weight has no part for it, or the ISA no kernel for so many rows.
+SparsePath sparse_path(const SparseWeight& weight, Lane lane, int64_t M, Isa isa, SparsePath wanted);
 
 // Throws std::invalid_argument where the weight wants scales that the rows do not have.
 void product(const ProductCall& call);
@@ -85,6 +97,7 @@ struct LinearCall {
     Epilogue epilogue;
     int threads;
     Isa isa;
+    SparsePath path = SparsePath::automatic;
 };
 
 void linear(const LinearCall& call);

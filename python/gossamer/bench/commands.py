@@ -1,10 +1,11 @@
-"""``gossamer bench``: ``linear``, ``conv``, ``model``, ``accuracy``."""
+"""``gossamer bench``: ``linear``, ``sparse``, ``conv``, ``model``, ``accuracy``."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, TypeVar
 
 import torch
 import typer
@@ -17,6 +18,7 @@ app = typer.Typer(
     help="Time gossamer against dense layers and other libraries.", no_args_is_help=True
 )
 
+Number = TypeVar("Number", int, float)
 Threads = Annotated[
     int | None,
     typer.Option(help="Threads of every contender (if not given, as many as torch has).", min=1),
@@ -84,6 +86,87 @@ def bench_linear(
         results.write(json_path, measured)
 
 
+@app.command("sparse")
+def bench_sparse(
+    cases: Annotated[
+        Path | None, typer.Option(help="Cases from a TOML file.", dir_okay=False, exists=True)
+    ] = None,
+    only: Annotated[str, typer.Option(help="Of the file, cases whose names match.")] = "*",
+    shapes: Annotated[str, typer.Option(help="Layers, N x K.")] = "4096x4096",
+    m: Annotated[str, typer.Option("--m", help="Numbers of rows (tokens).")] = "1,16,256",
+    sparsity: Annotated[str, typer.Option(help="Shares of zeros.")] = "0,0.5,0.7,0.8,0.9,0.95",
+    mask: Annotated[
+        str, typer.Option(help="uniform, uneven-rows, dense-rows, n:m, RxC (block).")
+    ] = "uniform",
+    contenders: Annotated[
+        str, typer.Option(help="Formats and peers; the dense layers join by themselves.")
+    ] = "sparse-int8,sparse-int4,sparse-bf16,sparse-fp32,torch-csr",
+    isa: Annotated[str, typer.Option(help="Hold gossamer to it; avx2: torch too.")] = "",
+    cold: Annotated[
+        float, typer.Option(help="Go round that many GiB of layers, 0: a warm one.", min=0)
+    ] = 0.0,
+    deepsparse: Annotated[
+        str | None,
+        typer.Option(help="A Python that has DeepSparse.", envvar="GOSSAMER_DEEPSPARSE"),
+    ] = None,
+    threads: Threads = None,
+    rounds: Rounds = 9,
+    json_path: JsonPath = None,
+    resume: Annotated[
+        bool, typer.Option(help="Leave out cases that the --json file already holds.")
+    ] = False,
+    plot: Annotated[Path | None, typer.Option(help="PNG of the break-even curves.")] = None,
+) -> None:
+    """Time layers with zeros in their weight: sparsity x M x format, against dense and peers.
+
+    Speed-ups are over the dense layer of the same value type: int8, int4 and bf16 of ours, and
+    torch-fp32. Contenders: sparse-int8, sparse-int4, sparse-bf16, sparse-fp32; these with
+    "compressed-" before them, as compress() decides, which may keep the layer dense, or with
+    "/gemv", "/expand" or "/spmm" after them, which forces how they multiply; torch-csr
+    (int32 indices), torch-bf16, any scheme; deepsparse-fp32 and deepsparse-int8, where --deepsparse
+    says which Python has it. The --json file is written after every case.
+    """
+    from gossamer.bench import results, sparse, sparse_cases
+    from gossamer.bench.sparse_tables import goal_lines, judge, tables
+
+    if cases:
+        chosen = sparse_cases.read_cases(cases, only)
+    else:
+        chosen = [
+            sparse_cases.Case(
+                "sweep",
+                sparse_cases.parse_shapes(_split(shapes)),
+                tuple(_numbers("--m", m, int)),
+                tuple(_numbers("--sparsity", sparsity, float)),
+                tuple(_split(contenders)),
+                masks=tuple(_split(mask)),
+                isa=isa,
+                cold_gib=cold,
+            )
+        ]
+    if resume and json_path is None:
+        raise ValueError("bench sparse: --resume wants --json, the file to go on with")
+    held = json_path if resume and json_path and json_path.exists() else None
+    count = threads or torch.get_num_threads()
+    with progress() as on_progress:
+        measured = sparse.run_sparse(
+            chosen,
+            sparse.Settings(count, rounds, deepsparse_python=deepsparse),
+            before=results.read(held) if held else None,
+            on_case=partial(results.write, json_path) if json_path else None,
+            on_progress=on_progress,
+        )
+    _print_facts(measured)
+    for table in tables(measured.rows):
+        print_table(table.title, table.header, table.lines, table.below)
+    if verdicts := [verdict for case in chosen for verdict in judge(case, measured)]:
+        print_table("goals", *goal_lines(verdicts))
+    if plot:
+        from gossamer.bench.sparse_plot import plot_break_even
+
+        plot_break_even(plot, measured.rows)
+
+
 @app.command("conv")
 def bench_conv(
     batch: Annotated[str, typer.Option(help="Numbers of images.")] = "1,16",
@@ -127,6 +210,9 @@ def bench_model(
     compiled: Annotated[
         bool, typer.Option(help="Also dense bf16 under torch.compile: a minute more.")
     ] = False,
+    pruned: Annotated[
+        str, typer.Option(help="Also with that many percent of zeros: 50, 80 or both.")
+    ] = "",
     rounds: Rounds = 9,
     windows: Windows = 48,
     json_path: JsonPath = None,
@@ -140,7 +226,12 @@ def bench_model(
             model,
             threads or torch.get_num_threads(),
             json_path,
-            variants=usual_names(_split(schemes), compiled=compiled, unfused=unfused),
+            variants=usual_names(
+                _split(schemes),
+                compiled=compiled,
+                unfused=unfused,
+                percents=_numbers("--pruned", pruned, int),
+            ),
             rounds=rounds,
             windows=windows,
             on_progress=on_progress,
@@ -183,17 +274,28 @@ def _split(text: str) -> list[str]:
     return [part.strip() for part in text.split(",") if part.strip()]
 
 
+def _numbers(option: str, text: str, kind: Callable[[str], Number]) -> list[Number]:
+    try:
+        return [kind(part) for part in _split(text)]
+    except ValueError as error:
+        raise ValueError(f"bench sparse: {option}: got {text!r}, wanted numbers") from error
+
+
 def _print_layers(measured: Results, kind: str) -> None:
     """One table for every layer and number of rows or images."""
-    env = measured.environment
-    facts = f"{env['cpu']}, {env['threads']} threads, {env['isa']}, torch {env['torch']}"
-    terminal.console.print(facts)
+    _print_facts(measured)
     tables: dict[str, list[Row]] = {}
     for row in measured.rows:
         if row["kind"] == kind:
             tables.setdefault(_title(row), []).append(row)
     for title, rows in tables.items():
         _print_layer(title, rows)
+
+
+def _print_facts(measured: Results) -> None:
+    env = measured.environment
+    facts = f"{env['cpu']}, {env['threads']} threads, {env['isa']}, torch {env['torch']}"
+    terminal.console.print(facts)
 
 
 def _title(row: Row) -> str:

@@ -21,6 +21,7 @@ INSTRUCTIONS: Mapping[Arithmetic, tuple[str, ...]] = {
 INSTRUCTIONS_OF_ISA: Mapping[str, Mapping[Arithmetic, str]] = {
     "amx": {"int8": "amx-int8", "bf16": "amx-bf16"},
     "avx512bf16": {"int8": "vnni-int8", "bf16": "avx512-bf16"},
+    "avx512vbmi2": {"int8": "vnni-int8"},
     "avx512vnni": {"int8": "vnni-int8"},
     "avxvnni": {"int8": "vnni-int8"},
 }

@@ -20,6 +20,8 @@ INT8 = "gossamer int8, fp32"
 INT8_BF16 = "gossamer int8, bf16"
 
 UNFUSED = ", unfused"
+PRUNED = (50, 80)  # percent of the weights, the smallest of each layer
+PRUNED_SCHEMES = ("int8", "int4")
 ACTIVATIONS = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
 
@@ -43,16 +45,37 @@ def compressed(model: nn.Module, scheme: str, dtype: torch.dtype, fuse: bool = T
     return gossamer.compress(model, scheme, fuse=fuse).to(dtype)
 
 
+def pruned(model: nn.Module, percent: int, scheme: str, dtype: torch.dtype) -> nn.Module:
+    """Prune ``percent`` of each layer by magnitude, and store it in ``scheme``; "": left dense."""
+    import gossamer
+
+    prune = gossamer.Prune(percent / 100, scope="layer")
+    if scheme:
+        return gossamer.compress(model, [prune, gossamer.Quantize(scheme)]).to(dtype)
+    with torch.no_grad():
+        for module in model.modules():
+            if isinstance(module, nn.Linear):
+                mask = gossamer.pruning.magnitude_mask(module.weight, percent / 100)
+                module.weight.mul_(mask)
+    return model.to(dtype)
+
+
 def usual_names(
-    schemes: Sequence[str], *, compiled: bool = False, unfused: bool = False
+    schemes: Sequence[str],
+    *,
+    compiled: bool = False,
+    unfused: bool = False,
+    percents: Sequence[int] = (),
 ) -> list[str]:
-    """Names of the usual variants, with gossamer in ``schemes``.
+    """Names of the usual variants, with gossamer in ``schemes``, and pruned by ``percents``.
 
     Raises
     ------
     ValueError
-        For a name that is no scheme.
+        For a name that is no scheme, or another share than those of ``PRUNED``.
     """
+    if wrong := [percent for percent in percents if percent not in PRUNED]:
+        raise ValueError(f"run_model_benchmark: got {wrong} %, wanted some of {PRUNED}")
     if unknown := [scheme for scheme in schemes if scheme not in SCHEMES]:
         known = ", ".join(SCHEMES)
         raise ValueError(f"run_model_benchmark: {unknown} is no scheme; there are {known}")
@@ -63,7 +86,15 @@ def usual_names(
         for suffix in ("", *([UNFUSED] if unfused else []))
     ]
     dense = [BASELINE, DENSE_BF16, *([COMPILED] if compiled else []), "torch dynamic int8"]
-    return [*dense, *ours, "no linears, fp32", "no linears, bf16"]
+    pruned_names = [
+        name
+        for percent in percents
+        for name in (
+            f"{percent} % zeros, {BASELINE}",
+            *(f"{percent} % zeros, gossamer {scheme}, bf16" for scheme in PRUNED_SCHEMES),
+        )
+    ]
+    return [*dense, *ours, *pruned_names, "no linears, fp32", "no linears, bf16"]
 
 
 def _identity(model: nn.Module) -> nn.Module:
@@ -109,6 +140,20 @@ VARIANTS: dict[str, Variant] = {
             partial(compressed, scheme=scheme, dtype=dtype, fuse=False), judged=False
         )
         for scheme in SCHEMES
+        for name, dtype in ACTIVATIONS.items()
+    },
+    **{
+        f"{percent} % zeros, {BASELINE}": Variant(
+            partial(pruned, percent=percent, scheme="", dtype=torch.float32)
+        )
+        for percent in PRUNED
+    },
+    **{
+        f"{percent} % zeros, gossamer {scheme}, {name}": Variant(
+            partial(pruned, percent=percent, scheme=scheme, dtype=dtype)
+        )
+        for percent in PRUNED
+        for scheme in PRUNED_SCHEMES
         for name, dtype in ACTIVATIONS.items()
     },
     **{

@@ -14,8 +14,25 @@ from .fp8 import FP8
 from .int4 import Int4
 from .int8 import Int8
 from .nf4 import NF4
+from .sparse_float import SparseBF16, SparseFP32
+from .sparse_integer import SparseInt4, SparseInt8
 
-__all__ = ["BF16", "FORMATS", "FP4", "FP8", "MXFP4", "NF4", "Format", "Int4", "Int8", "unpack"]
+__all__ = [
+    "BF16",
+    "FORMATS",
+    "FP4",
+    "FP8",
+    "MXFP4",
+    "NF4",
+    "Format",
+    "Int4",
+    "Int8",
+    "SparseBF16",
+    "SparseFP32",
+    "SparseInt4",
+    "SparseInt8",
+    "unpack",
+]
 
 
 class Format(Protocol):
@@ -102,6 +119,10 @@ FORMATS: dict[str, type[Format]] = {
     MXFP4.name: MXFP4,
     FP8.name: FP8,
     BF16.name: BF16,
+    SparseInt8.name: SparseInt8,
+    SparseInt4.name: SparseInt4,
+    SparseBF16.name: SparseBF16,
+    SparseFP32.name: SparseFP32,
 }
 
 

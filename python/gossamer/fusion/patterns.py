@@ -7,6 +7,7 @@ without hooks, which would see other values than before.
 from __future__ import annotations
 
 import re
+from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, TypeAlias
@@ -45,7 +46,7 @@ def find_places(model: nn.Module) -> Places:
 
 
 @dataclass(frozen=True)
-class Pattern:
+class Pattern(ABC):
     """Layers in a module of transformers.
 
     Attributes
@@ -68,9 +69,9 @@ class Pattern:
             and all(hasattr(module, layer) for layer in self.layers)
         )
 
+    @abstractmethod
     def is_fused(self, module: nn.Module) -> bool:
         """Whether :meth:`apply` was here."""
-        raise NotImplementedError
 
     def result(self, module: nn.Module) -> str:
         """What the layers are together."""
@@ -94,9 +95,9 @@ class Pattern:
                 return f"{layer}: is in several places"
         return _why_different(module, self.layers)
 
+    @abstractmethod
     def apply(self, module: nn.Module, places: Places) -> None:
         """Fuse the layers. They can be, as :meth:`why_not` says."""
-        raise NotImplementedError
 
 
 @dataclass(frozen=True)

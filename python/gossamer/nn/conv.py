@@ -8,10 +8,10 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from .. import _check
 from .._ops_conv import Geometry, memory_format_of
 from ..formats import Format
-from ..schemes import Quantize
-from .packed_conv import PackedConv, Self, check_dense, quantize_groups, scheme_of
+from .packed_conv import PackedConv
 
 PADDING_MODES = ("zeros", "reflect", "replicate", "circular")
 
@@ -89,6 +89,13 @@ class Conv2d(PackedConv):
 
     _dense: ClassVar[type[torch.nn.Module]] = torch.nn.Conv2d
     _dims: ClassVar[int] = 2
+    _settings: ClassVar[dict[str, Any]] = {
+        "stride": 1,
+        "padding": 0,
+        "dilation": 1,
+        "groups": 1,
+        "padding_mode": "zeros",
+    }
 
     def __init__(
         self,
@@ -124,8 +131,9 @@ class Conv2d(PackedConv):
             in_two_dimensions(dilations, 1),
             groups,
         )
+        _check.bias(kind, bias, out_channels)
         super().__init__(weight, geometry, in_channels, dtype, activations, input_scale)
-        self._set_bias(bias, out_channels)
+        self._set_bias(bias)
         self.in_channels, self.out_channels, self.kernel_size = in_channels, out_channels, kernel
         self.stride, self.dilation, self.groups = strides, dilations, groups
         self.padding_mode = padding_mode
@@ -133,69 +141,6 @@ class Conv2d(PackedConv):
             padding if isinstance(padding, str) else lengths(kind, "padding", padding, dims, 0)
         )
         self._pad_first = None if padding_mode == "zeros" else (*sides[2:], *sides[:2])[: 2 * dims]
-
-    @classmethod
-    def from_dense(
-        cls: type[Self],
-        conv: torch.nn.Module,
-        scheme: str | Quantize = "int8",
-        *,
-        input_scale: float | None = None,
-    ) -> Self:
-        """Quantize a dense layer.
-
-        Parameters
-        ----------
-        conv : nn.Module
-            The layer of torch that has the name of this class; it is left as it is. The new one
-            shares its bias.
-        scheme : str or Quantize
-            Such as "int8", "int4" or "bf16".
-        input_scale : float, optional
-            As of the class.
-
-        Returns
-        -------
-        Conv1d or Conv2d
-            In the training mode of `conv`.
-
-        Raises
-        ------
-        ValueError, TypeError, RuntimeError
-            For another kind of layer, an unknown scheme, a weight with NaN or infinity, or one that
-            is not on the CPU.
-
-        Examples
-        --------
-        >>> layer = gs.nn.Conv2d.from_dense(torch.nn.Conv2d(64, 8, 3), "int8")
-        >>> layer.weight_error < 0.01
-        True
-        """
-        function = f"{cls.__name__}.from_dense"
-        check_dense(function, conv, cls._dense)
-        recipe, activations = scheme_of(function, scheme)
-        dense: Any = conv
-        matrix = _to_matrix(dense.weight.detach())
-        depthwise = dense.groups == dense.in_channels == dense.out_channels
-        weight = quantize_groups(matrix, 1 if depthwise else dense.groups, recipe.quantize)
-        make: Any = cls
-        layer = make(
-            dense.in_channels,
-            dense.out_channels,
-            dense.kernel_size,
-            weight=weight,
-            bias=dense.bias,
-            stride=dense.stride,
-            padding=dense.padding,
-            dilation=dense.dilation,
-            groups=dense.groups,
-            padding_mode=dense.padding_mode,
-            dtype=dense.weight.dtype,
-            activations=activations,
-            input_scale=input_scale,
-        )
-        layer._remember_dense(matrix, weight)
-        return layer.train(conv.training)  # type: ignore[no-any-return]
 
     def forward(self, x: Tensor) -> Tensor:
         """Apply the layer.
@@ -217,27 +162,10 @@ class Conv2d(PackedConv):
             x = padded.contiguous(memory_format=memory_format_of(x))
         return self._convolve(x, self.bias)
 
-    def extra_repr(self) -> str:
-        """The settings, for ``repr``.
-
-        Returns
-        -------
-        str
-            Without those that have their usual value.
-        """
-        text = f"{self.in_channels}, {self.out_channels}, kernel_size={self.kernel_size}"
-        usual = {"stride": 1, "padding": 0, "dilation": 1}
-        for name, value in usual.items():
-            if getattr(self, name) != (value,) * self._dims:
-                text += f", {name}={getattr(self, name)}"
-        if self.groups != 1:
-            text += f", groups={self.groups}"
-        if self.padding_mode != "zeros":
-            text += f", padding_mode={self.padding_mode}"
-        return text + self._format_repr()
-
-    def _to_matrix(self, dense: Tensor) -> Tensor:
-        return _to_matrix(dense)
+    @staticmethod
+    def _to_matrix(dense: Tensor, groups: int) -> Tensor:
+        """[N, C / groups, *kernel] to rows in the order (*kernel, channel)."""
+        return dense.movedim(1, -1).flatten(1)
 
     def _from_matrix(self, matrix: Tensor) -> Tensor:
         return matrix.view(self.out_channels, *self.kernel_size, -1).movedim(-1, 1)
@@ -285,11 +213,6 @@ padding_mode, dtype, activations, input_scale
         if self._pad_first is not None:
             x = functional.pad(x, self._pad_first, mode=self.padding_mode)
         return self._convolve(x.unsqueeze(2), self.bias).squeeze(2)
-
-
-def _to_matrix(dense: Tensor) -> Tensor:
-    """Weight of torch [N, C / groups, *kernel] to rows in the order (*kernel, channel)."""
-    return dense.movedim(1, -1).flatten(1)
 
 
 def lengths(

@@ -16,9 +16,8 @@ from torch import Tensor
 from .. import _check
 from .._ops_conv import Geometry, memory_format_of
 from ..formats import Format
-from ..schemes import Quantize
 from .conv import check_groups, in_two_dimensions, lengths
-from .packed_conv import PackedConv, Self, check_dense, quantize_groups, scheme_of
+from .packed_conv import PackedConv
 
 
 class ConvTranspose2d(PackedConv):
@@ -70,6 +69,13 @@ class ConvTranspose2d(PackedConv):
 
     _dense: ClassVar[type[torch.nn.Module]] = torch.nn.ConvTranspose2d
     _dims: ClassVar[int] = 2
+    _settings: ClassVar[dict[str, Any]] = {
+        "stride": 1,
+        "padding": 0,
+        "output_padding": 0,
+        "dilation": 1,
+        "groups": 1,
+    }
 
     def __init__(
         self,
@@ -97,8 +103,9 @@ class ConvTranspose2d(PackedConv):
         for length in kernel:
             columns *= length
         geometry = Geometry(columns, (1, 1), (1, 1), (0, 0, 0, 0), (1, 1), groups)
+        _check.bias(kind, bias, out_channels)
         super().__init__(weight, geometry, in_channels, dtype, activations, input_scale)
-        self._set_bias(bias, out_channels)
+        self._set_bias(bias)
         self.in_channels, self.out_channels, self.kernel_size = in_channels, out_channels, kernel
         self.stride, self.dilation, self.groups = strides, dilations, groups
         self.padding = lengths(kind, "padding", padding, dims, 0)
@@ -109,68 +116,6 @@ class ConvTranspose2d(PackedConv):
                     f"{kind}: output_padding: got {output_padding!r}, wanted less than the stride "
                     f"{strides} or the dilation {dilations}"
                 )
-
-    @classmethod
-    def from_dense(
-        cls: type[Self],
-        conv: torch.nn.Module,
-        scheme: str | Quantize = "int8",
-        *,
-        input_scale: float | None = None,
-    ) -> Self:
-        """Quantize a dense layer.
-
-        Parameters
-        ----------
-        conv : nn.Module
-            The layer of torch that has the name of this class; it is left as it is. The new one
-            shares its bias.
-        scheme : str or Quantize
-            Such as "int8", "int4" or "bf16".
-        input_scale : float, optional
-            As of the class.
-
-        Returns
-        -------
-        ConvTranspose1d or ConvTranspose2d
-            In the training mode of `conv`.
-
-        Raises
-        ------
-        ValueError, TypeError, RuntimeError
-            For another kind of layer, an unknown scheme, a weight with NaN or infinity, or one that
-            is not on the CPU.
-
-        Examples
-        --------
-        >>> dense = torch.nn.ConvTranspose2d(64, 8, 4, stride=2, padding=1)
-        >>> gs.nn.ConvTranspose2d.from_dense(dense, "int8").weight_error < 0.01
-        True
-        """
-        function = f"{cls.__name__}.from_dense"
-        check_dense(function, conv, cls._dense)
-        recipe, activations = scheme_of(function, scheme)
-        dense: Any = conv
-        matrix = _to_matrix(dense.weight.detach(), dense.groups)
-        weight = quantize_groups(matrix, dense.groups, recipe.quantize)
-        make: Any = cls
-        layer = make(
-            dense.in_channels,
-            dense.out_channels,
-            dense.kernel_size,
-            weight=weight,
-            bias=dense.bias,
-            stride=dense.stride,
-            padding=dense.padding,
-            output_padding=dense.output_padding,
-            dilation=dense.dilation,
-            groups=dense.groups,
-            dtype=dense.weight.dtype,
-            activations=activations,
-            input_scale=input_scale,
-        )
-        layer._remember_dense(matrix, weight)
-        return layer.train(conv.training)  # type: ignore[no-any-return]
 
     def forward(self, x: Tensor, output_size: Sequence[int] | None = None) -> Tensor:
         """Apply the layer.
@@ -191,23 +136,6 @@ class ConvTranspose2d(PackedConv):
         """
         self._check_input(x)
         return self._transposed(x, self._out_size(x, output_size))
-
-    def extra_repr(self) -> str:
-        """The settings, for ``repr``.
-
-        Returns
-        -------
-        str
-            Without those that have their usual value.
-        """
-        text = f"{self.in_channels}, {self.out_channels}, kernel_size={self.kernel_size}"
-        usual = {"stride": 1, "padding": 0, "output_padding": 0, "dilation": 1}
-        for name, value in usual.items():
-            if getattr(self, name) != (value,) * self._dims:
-                text += f", {name}={getattr(self, name)}"
-        if self.groups != 1:
-            text += f", groups={self.groups}"
-        return text + self._format_repr()
 
     def _out_size(self, x: Tensor, wanted: Sequence[int] | None) -> tuple[int, ...]:
         sizes = []
@@ -253,8 +181,11 @@ class ConvTranspose2d(PackedConv):
             y = y + self.bias.to(torch.float32)
         return y.permute(0, 3, 1, 2).to(dtype).contiguous(memory_format=memory_format_of(x))
 
-    def _to_matrix(self, dense: Tensor) -> Tensor:
-        return _to_matrix(dense, self.groups)
+    @staticmethod
+    def _to_matrix(dense: Tensor, groups: int) -> Tensor:
+        """[C, N / groups, *kernel] to rows (group, *kernel, n), columns channels."""
+        parts = dense.view(groups, -1, *dense.shape[1:])
+        return parts.movedim((1, 2), (-1, -2)).flatten(0, -2)
 
     def _from_matrix(self, matrix: Tensor) -> Tensor:
         taps = matrix.view(self.groups, *self.kernel_size, self.out_channels // self.groups, -1)
@@ -303,9 +234,3 @@ dilation, groups, dtype, activations, input_scale
 def _autocasts(x: Tensor) -> bool:
     """Whether autocast makes this input another dtype."""
     return torch.is_autocast_enabled("cpu") and x.dtype is not torch.float64
-
-
-def _to_matrix(dense: Tensor, groups: int) -> Tensor:
-    """Weight of torch [C, N / groups, *kernel] to rows (group, *kernel, n), columns channels."""
-    parts = dense.view(groups, -1, *dense.shape[1:])
-    return parts.movedim((1, 2), (-1, -2)).flatten(0, -2)

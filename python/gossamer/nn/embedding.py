@@ -9,7 +9,8 @@ from .. import _check, _ops_embedding
 from ..formats import Format
 from ..schemes import Quantize
 from .linear import Linear
-from .packed_table import PackedTable, dense_table, pack_table
+from .named_weights import NamedWeight
+from .packed_table import PackedTable, dense_table
 
 
 class Embedding(PackedTable):
@@ -107,7 +108,7 @@ class Embedding(PackedTable):
         """
         dense = dense_table(embedding, torch.nn.Embedding, "Embedding.from_dense: embedding")
         N, K = dense.shape
-        weight = pack_table(dense, scheme) if head is None else head
+        weight = NamedWeight.from_tensor(dense, scheme) if head is None else head
         padding_idx: int | None = embedding.padding_idx  # type: ignore[assignment]
         return cls(N, K, weight=weight, padding_idx=padding_idx).train(embedding.training)
 
@@ -235,7 +236,7 @@ class EmbeddingBag(PackedTable):
         layer = cls(
             N,
             K,
-            weight=pack_table(dense, scheme),
+            weight=NamedWeight.from_tensor(dense, scheme),
             mode=embedding_bag.mode,  # type: ignore[arg-type]
             include_last_offset=embedding_bag.include_last_offset,  # type: ignore[arg-type]
             padding_idx=embedding_bag.padding_idx,  # type: ignore[arg-type]

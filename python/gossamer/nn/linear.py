@@ -2,25 +2,22 @@
 
 from __future__ import annotations
 
-import copy
-from collections.abc import Callable, Mapping
-from typing import Any
+from collections.abc import Mapping
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
-from torch.nn import Parameter
 
 from .. import _check, _ops
-from ..formats import FORMATS, Format
-from ..formats.groups import relative_error
+from ..formats import Format
 from ..schemes import Quantize, as_quantize
-from .pickling import from_pickle, to_pickle
+from .packed_module import DENSE_DTYPES, PackedModule
 from .weight import PackedWeight
 
-_DENSE_DTYPES = (*_check.DTYPES, torch.float64)
+Self = TypeVar("Self", bound="Linear")
 
 
-class Linear(torch.nn.Module):
+class Linear(PackedModule):
     """``y = activation(x · Ŵᵀ + bias)``, with a packed weight Ŵ.
 
     With ``activations="int8"`` each row of x is rounded to int8, with a scale of its own, and
@@ -92,18 +89,12 @@ class Linear(torch.nn.Module):
     torch.Size([5, 32])
     """
 
-    _version = 1
+    _kind = "Linear"  # in errors; subclasses are of no concern to users
+    _handle: _ops.Handle
 
     in_features: int
     out_features: int
     activation: str
-    format: str
-    group_size: int | None
-    packed: Tensor
-    bias: Tensor | None
-    dtype: torch.dtype
-    weight_error: float | None
-    dense_bytes: int | None
     _from_conv1d = False  # a dense weight in a state_dict is [K, N] then
 
     def __init__(
@@ -118,37 +109,22 @@ class Linear(torch.nn.Module):
         activations: str | None = None,
     ) -> None:
         super().__init__()
-        if type(weight) not in FORMATS.values():
-            raise TypeError(
-                f"Linear: weight: got {_check.describe(weight)}, wanted a format such as "
-                "gs.formats.Int8.quantize(W); for a dense layer use Linear.from_dense"
-            )
-        if weight.shape != (out_features, in_features):
-            raise ValueError(
-                f"Linear: weight: got shape {weight.shape}, wanted {(out_features, in_features)}"
-            )
-        _check.activation("Linear", activation)
-        _check.bias("Linear", bias, out_features)
+        _check.activation(self._kind, activation)
+        _check.bias(self._kind, bias, out_features)
         self.in_features = in_features
         self.out_features = out_features
         self.activation = activation
-        self.dtype = dtype
-        self.activations = _check.activations("Linear", activations, weight.activation_kinds)
-        self.weight_error = self.dense_bytes = None
-        self.register_buffer("packed", None, persistent=False)
-        self._set_weight(weight)
-        if bias is not None and not isinstance(bias, Parameter):
-            bias = Parameter(bias)
-        self.register_parameter("bias", bias)
+        self._init_weight(weight, dtype, activations)
+        self._set_bias(bias)
 
     @classmethod
     def from_dense(
-        cls,
+        cls: type[Self],
         linear: torch.nn.Module,
         scheme: str | Quantize = "int8",
         *,
         activation: str = "none",
-    ) -> Linear:
+    ) -> Self:
         """Quantize a dense layer.
 
         Parameters
@@ -215,12 +191,14 @@ class Linear(torch.nn.Module):
         Tensor
             Shape (..., out_features), contiguous, in the dtype of x.
         """
+        return self._product(x, self._parameters["bias"], self.activation)
+
+    def _product(self, x: Tensor, bias: Tensor | None, activation: str) -> Tensor:
         # Past nn.Module.__getattr__, which costs as much as a small layer.
         packed: Tensor = self._buffers["packed"]  # type: ignore[assignment]
-        bias = self._parameters["bias"]
         if torch.compiler.is_compiling():
-            return _ops.linear_op(x, packed, bias, self.out_features, self.activation)
-        return _ops.linear(x, packed, bias, self.activation, self._handle)
+            return _ops.linear_op(x, packed, bias, self.out_features, activation)
+        return _ops.linear(x, packed, bias, activation, self._handle)
 
     def dequantize(self, dtype: torch.dtype = torch.float32) -> Tensor:
         """The weight that the layer multiplies with, as a new dense tensor.
@@ -237,16 +215,6 @@ class Linear(torch.nn.Module):
         """
         return _ops.dequantize_op(self.packed, self.out_features, self.in_features, dtype)
 
-    def quantized(self) -> Format:
-        """The canonical tensors of the weight.
-
-        Returns
-        -------
-        Format
-            Newly unpacked.
-        """
-        return FORMATS[self.format].unpack(self.packed)
-
     def extra_repr(self) -> str:
         """The settings, for ``repr``.
 
@@ -256,132 +224,28 @@ class Linear(torch.nn.Module):
             Without those that have their usual value.
         """
         text = f"in_features={self.in_features}, out_features={self.out_features}"
-        text += f", bias={self.bias is not None}, format={self.format}"
-        if self.group_size is not None:
-            text += f", group_size={self.group_size}"
-        for name, value in self.settings.items():
-            text += f", {name}={value}".replace("torch.", "")
-        if self.activations != FORMATS[self.format].activation_kinds[0]:
-            text += f", activations={self.activations}"
+        text += self._format_repr()
         if self.activation != "none":
             text += f", activation={self.activation}"
         return text
 
-    def _set_weight(self, weight: Format) -> None:
-        self.format, self.group_size = weight.name, weight.group_size
-        self.settings = weight.settings
-        self.packed = weight.pack(self.activations)
-        self._handle = _ops.Handle(self.packed)
-        self._own_names = tuple(weight.state())
-
-    def _remember_dense(self, dense: Tensor, weight: Format) -> None:
-        self.weight_error = relative_error(dense, weight)
-        self.dense_bytes = dense.numel() * dense.element_size()
-
     def __setattr__(self, name: str, value: Any) -> None:
-        if name == "weight":
-            if isinstance(value, PackedWeight) and value._packed is self.packed:
-                return  # transformers' tie_weights() gives the head the weight that it has
-            raise AttributeError(
-                "Linear: weight: is packed and cannot be assigned; make a new layer with "
-                "gs.nn.Linear.from_dense, or use load_state_dict"
-            )
+        if name == "weight" and isinstance(value, PackedWeight) and value._packed is self.packed:
+            return  # transformers' tie_weights() gives the head the weight that it has
         super().__setattr__(name, value)
 
-    # --- moving, copying, saving ---
+    @property
+    def _matrix_shape(self) -> tuple[int, int]:
+        return self.out_features, self.in_features
 
-    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Linear:
-        probe = fn(torch.empty(0, dtype=self.dtype))
-        if probe.device.type != "cpu":
-            raise RuntimeError(f"Linear.to: device: got {probe.device}; packed weights run on CPU")
-        if probe.dtype not in _check.DTYPES:
-            raise TypeError(
-                f"Linear.to: dtype: got {probe.dtype}, wanted float32, bfloat16 or float16"
-            )
-        packed = self.packed
-        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
-        self._buffers["packed"] = packed  # bytes stay bytes, whatever dtype was asked for
-        self._handle = _ops.Handle(packed)  # share_memory() moves them
-        self.dtype = probe.dtype
-        return self
+    def _new_handle(self) -> _ops.Handle:
+        return _ops.Handle(self.packed)
 
-    def __deepcopy__(self, memo: dict[int, Any]) -> Linear:
-        new = type(self).__new__(type(self))
-        memo[id(self)] = new
-        state = {name: value for name, value in self.__dict__.items() if name != "_handle"}
-        new.__dict__.update(copy.deepcopy(state, memo))
-        new._handle = _ops.Handle(new.packed)
-        return new
-
-    def __getstate__(self) -> dict[str, Any]:
-        state = {name: value for name, value in self.__dict__.items() if name != "_handle"}
-        state["_buffers"] = {**self._buffers, "packed": None}
-        state["_canonical"] = to_pickle(self.quantized().state())
-        return state
-
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        canonical = from_pickle(state.pop("_canonical"))
-        super().__setstate__(state)  # type: ignore[no-untyped-call]
-        form = FORMATS[self.format]
-        self._set_weight(form.from_state(canonical, self.group_size, self.in_features))
-
-    def _save_to_state_dict(
-        self, destination: dict[str, Any], prefix: str, keep_vars: bool
-    ) -> None:
-        for name, tensor in self.quantized().state().items():
-            destination[prefix + name] = tensor
-        super()._save_to_state_dict(destination, prefix, keep_vars)
-
-    def _load_from_state_dict(
-        self,
-        state_dict: dict[str, Any],
-        prefix: str,
-        local_metadata: Mapping[str, Any],
-        strict: bool,
-        missing_keys: list[str],
-        unexpected_keys: list[str],
-        error_msgs: list[str],
-    ) -> None:
-        found = {name: state_dict.pop(prefix + name, None) for name in self._state_names()}
-        try:
-            self._load_weight(found, prefix + "weight", missing_keys)
-        except (TypeError, ValueError, RuntimeError) as error:
-            error_msgs.append(f"{prefix}weight: {error}")
-        super()._load_from_state_dict(
-            state_dict, prefix, local_metadata, strict, missing_keys, unexpected_keys, error_msgs
-        )
-
-    def _load_weight(
-        self, found: dict[str, Tensor | None], key: str, missing_keys: list[str]
-    ) -> None:
-        """Packs what a state_dict holds: canonical tensors, or a dense weight to be quantized."""
-        form = FORMATS[self.format]
-        state = {name: tensor for name, tensor in found.items() if tensor is not None}
+    def _dense_matrix(self, state: Mapping[str, Tensor]) -> Tensor | None:
         dense = state.get("weight")
-        if len(state) == 1 and dense is not None and dense.dtype in _DENSE_DTYPES:
-            dense = dense.T if self._from_conv1d else dense
-            quantize: Callable[..., Format] = form.quantize
-            weight = quantize(dense, self.group_size, **self.settings)
-        elif tuple(state) in form.state_forms and not set(state) < set(self._own_names):
-            dense = None
-            weight = form.from_state(state, self.group_size, self.in_features)
-        else:
-            missing = [name for name in self._own_names if name not in state]
-            if not missing:
-                raise ValueError(f"got {', '.join(state)}, wanted one of {form.state_forms}")
-            missing_keys += [key[: -len("weight")] + name for name in missing]
-            return
-        if weight.shape != (self.out_features, self.in_features):
-            raise ValueError(
-                f"got shape {list(weight.shape)}, wanted {[self.out_features, self.in_features]}"
-            )
-        self._set_weight(weight)
-        self.weight_error = None
-        if dense is not None:
-            self._remember_dense(dense, weight)
-
-    def _state_names(self) -> tuple[str, ...]:
-        return FORMATS[self.format].state_names
+        if len(state) > 1 or dense is None or dense.dtype not in DENSE_DTYPES:
+            return None
+        return dense.T if self._from_conv1d else dense
 
 
 def is_conv1d(module: torch.nn.Module) -> bool:

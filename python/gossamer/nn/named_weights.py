@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from torch.nn import Parameter
 
-from .. import _check, _ops
+from .. import _check
 from ..schemes import Quantize
 from .linear import Linear
 
@@ -43,10 +43,33 @@ class NamedWeight(Linear):
         Tensor
             Shape (..., out_features), in the dtype of x.
         """
-        packed: Tensor = self._buffers["packed"]  # type: ignore[assignment]
-        if torch.compiler.is_compiling():
-            return _ops.linear_op(x, packed, bias, self.out_features)
-        return _ops.linear(x, packed, bias, "none", self._handle)
+        return self._product(x, bias, "none")
+
+    @classmethod
+    def from_tensor(cls, dense: Tensor, scheme: str | Quantize) -> NamedWeight:
+        """Quantize a dense weight.
+
+        Parameters
+        ----------
+        dense : Tensor
+            Shape (out_features, in_features).
+        scheme : str or Quantize
+            Such as "int8".
+
+        Returns
+        -------
+        NamedWeight
+            With the dtype of `dense`.
+
+        Raises
+        ------
+        ValueError, TypeError, RuntimeError
+            As of :meth:`Linear.from_dense`.
+        """
+        N, K = dense.shape
+        holder = torch.nn.Linear(K, N, bias=False, device="meta")
+        holder.weight = Parameter(dense.detach(), requires_grad=False)
+        return cls.from_dense(holder, scheme)
 
     def rows(self, first: int, last: int) -> NamedWeight:
         """Some of the output features, packed by themselves.
@@ -112,11 +135,8 @@ class NamedWeights(torch.nn.Module):
 
     def _add_weight(self, name: str, dense: Tensor, scheme: str | Quantize) -> None:
         """Quantize a weight [N, K]: "weight_ih_l0" becomes the child "ih_l0"."""
-        N, K = dense.shape
-        holder = torch.nn.Linear(K, N, bias=False, device="meta")
-        holder.weight = Parameter(dense.detach(), requires_grad=False)
         try:
-            weight = NamedWeight.from_dense(holder, scheme)
+            weight = NamedWeight.from_tensor(dense, scheme)
         except (TypeError, ValueError, RuntimeError) as error:
             kind = type(self).__name__
             raise type(error)(f"{kind}.from_dense: module: {name}: {error}") from error
@@ -152,9 +172,7 @@ class NamedWeights(torch.nn.Module):
         self, destination: dict[str, Any], prefix: str, keep_vars: bool
     ) -> None:
         for child, name in self._weight_names.items():
-            own: dict[str, Any] = {}
-            Linear._save_to_state_dict(self._named_weight(child), own, "", keep_vars)
-            for key, tensor in own.items():
+            for key, tensor in self._named_weight(child).quantized().state().items():
                 destination[prefix + _renamed(key, name)] = tensor
         super()._save_to_state_dict(destination, prefix, keep_vars)
 
@@ -174,7 +192,7 @@ class NamedWeights(torch.nn.Module):
             own = {key: state_dict.pop(full) for key, full in keys.items() if full in state_dict}
             missing: list[str] = []
             errors: list[str] = []
-            Linear._load_from_state_dict(weight, own, "", {}, strict, missing, [], errors)
+            weight._take_weight(own, "", missing, errors)
             missing_keys += [keys[key] for key in missing]
             error_msgs += [prefix + _renamed(error, name) for error in errors]
         super()._load_from_state_dict(

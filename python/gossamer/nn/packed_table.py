@@ -7,11 +7,9 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn import Parameter
 
 from .. import _check
 from ..formats import FORMATS, Format
-from ..schemes import Quantize
 from .linear import Linear
 from .named_weights import NamedWeight
 from .weight import PackedWeight
@@ -198,13 +196,7 @@ class PackedTable(torch.nn.Module):
         unexpected_keys: list[str],
         error_msgs: list[str],
     ) -> None:
-        holder = self._holder
-        found = {name: state_dict.pop(prefix + name, None) for name in holder._state_names()}
-        key = prefix + "weight"
-        try:
-            holder._load_weight(found, key, missing_keys)
-        except (TypeError, ValueError, RuntimeError) as error:
-            error_msgs.append(f"{key}: {error}")
+        self._holder._take_weight(state_dict, prefix, missing_keys, error_msgs)
         super()._load_from_state_dict(
             state_dict, prefix, local_metadata, strict, missing_keys, unexpected_keys, error_msgs
         )
@@ -232,11 +224,3 @@ def dense_table(module: torch.nn.Module, kind: type[torch.nn.Module], function: 
     weight = module.weight
     _check.floating(function, "weight", weight)
     return weight.detach()
-
-
-def pack_table(dense: Tensor, scheme: str | Quantize) -> NamedWeight:
-    """Quantize a dense table."""
-    N, K = dense.shape
-    holder = torch.nn.Linear(K, N, bias=False, device="meta")
-    holder.weight = Parameter(dense, requires_grad=False)
-    return NamedWeight.from_dense(holder, scheme)  # type: ignore[return-value]

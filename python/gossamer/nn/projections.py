@@ -300,7 +300,7 @@ def _pack_together(layers: Sequence[Linear]) -> Tensor:
     if len(kinds) > 1:
         raise ValueError(f"share: layers: got {sorted(kinds)}, wanted one format for all")
     weights = [layer.quantized() for layer in layers]
-    return type(weights[0]).cat(weights).pack(layers[0].activations)
+    return layers[0]._pack(type(weights[0]).cat(weights))
 
 
 def _clearer(outputs: list[Tensor | None]) -> Callable[[object], None]:

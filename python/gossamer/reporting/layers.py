@@ -4,20 +4,21 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
 from torch import nn
 
+from .._ops_packing import SparseInfo, packed_info
 from ..fusion import Fusion
 from ..nn.conv_transpose import ConvTranspose2d
 from ..nn.linear import Linear
-from ..nn.named_weights import NamedWeights
 from ..nn.packed_conv import PackedConv
 from ..nn.packed_table import PackedTable
 from ..nn.projections import Projection
-from ..selection import LeftAlone
+from ..packed_names import packed_weights
+from ..selection import KeptDense, LeftAlone
 from .timing import cached_time, rows_of
 
 
@@ -39,7 +40,15 @@ class LayerReport:
     bytes_before, bytes_after : int
         Of the weight, dense (float32 where the dense layer is not known) and packed.
     error : float or None
-        ``|W - Ŵ| / |W|`` (Frobenius); None where the dense weight was never seen.
+        ``|W - Ŵ| / |W|`` (Frobenius), of the weight before ``gs.Prune``; None where the dense
+        weight was never seen.
+    sparsity : float or None
+        Share of the weights that are zero and not stored; None for dense formats.
+    pattern : str
+        Of a sparse weight: "any", or the blocks that its zeros are stored as, such as "1x4".
+    parts : tuple of str
+        Of a sparse weight: "bitmask", from which zeros are expanded, "spmm", which skips them, or
+        both.
     fused : str
         What it computes together with, such as "query, key, value"; "" where by itself.
     tied_to : str
@@ -58,6 +67,9 @@ class LayerReport:
     bytes_before: int
     bytes_after: int
     error: float | None
+    sparsity: float | None = None
+    pattern: str = ""
+    parts: tuple[str, ...] = ()
     fused: str = ""
     tied_to: str = ""
     ms: float | None = None
@@ -98,7 +110,9 @@ class Report:
     layers : tuple of LayerReport
         In the order of the model.
     left_alone : tuple of LeftAlone
-        Layers that stayed dense, and why.
+        Layers that stayed as they were, and why.
+    kept_dense : tuple of KeptDense
+        Layers for which a sparse form was asked for and that have a dense one, and why.
     fusions : tuple of Fusion
         Groups of layers that match a pattern of :func:`gossamer.compress`, fused or not, and why;
         none after ``fuse=False``.
@@ -110,6 +124,7 @@ class Report:
 
     layers: tuple[LayerReport, ...]
     left_alone: tuple[LeftAlone, ...]
+    kept_dense: tuple[KeptDense, ...]
     fusions: tuple[Fusion, ...]
     totals: Totals
     batch: int | None = None
@@ -131,6 +146,12 @@ class Report:
                 [item.name, item.kind, _shape(item.shape), item.reason] for item in self.left_alone
             ]
             parts.append("left alone:\n" + _table(["layer", "class", "shape", "reason"], rows, 4))
+        if self.kept_dense:
+            rows = [
+                [item.name, item.format, f"{item.sparsity:.0%}", item.reason]
+                for item in self.kept_dense
+            ]
+            parts.append("kept dense:\n" + _table(["layer", "format", "zeros", "reason"], rows, 4))
         parts += _fusion_lines(self.fusions)
         totals = self.totals
         parts.append(
@@ -192,7 +213,7 @@ def report(model: nn.Module, measure: bool = False, batch: int = 1) -> Report:
         for head in module._tied
     }
     layers = []
-    for name, module in _packed_weights(model):
+    for name, module in packed_weights(model):
         found = _layer(name, module, fused.get(name, ""), tied.get(id(module), ""))
         if measure and type(module) in (Linear, Projection):
             ms, ms_dense = cached_time(module, batch, timings)  # type: ignore[arg-type]
@@ -201,23 +222,11 @@ def report(model: nn.Module, measure: bool = False, batch: int = 1) -> Report:
     return Report(
         tuple(layers),
         tuple(_remembered(model, "_gossamer_left_alone", "name")),
+        tuple(_remembered(model, "_gossamer_kept_dense", "name")),
         fusions,
         _totals(model, layers),
         batch if measure else None,
     )
-
-
-def _packed_weights(model: nn.Module) -> Iterator[tuple[str, Linear | PackedConv]]:
-    """Every packed weight once, by the name of the module that torch has it in."""
-    names: dict[int, str] = {}
-    for name, module in model.named_modules():
-        if isinstance(module, PackedTable):
-            names.update((id(table), name) for table in module.children())
-        elif isinstance(module, NamedWeights):
-            for child, weight in module._weight_names.items():
-                names[id(module._modules[child])] = f"{name}.{weight}" if name else weight
-        elif isinstance(module, Linear | PackedConv):
-            yield names.get(id(module), name), module
 
 
 def _layer(name: str, layer: Linear | PackedConv, fused: str, tied_to: str) -> LayerReport:
@@ -226,6 +235,9 @@ def _layer(name: str, layer: Linear | PackedConv, fused: str, tied_to: str) -> L
     after = _packed_bytes(layer)
     before = 4 * weights if layer.dense_bytes is None else layer.dense_bytes
     suffix = "" if layer.group_size is None else f":{layer.group_size}"
+    sparse = None
+    if layer.format.startswith("sparse-"):
+        sparse = packed_info(layer.packed).sparse
     return LayerReport(
         name=name,
         shape=shape,
@@ -234,9 +246,20 @@ def _layer(name: str, layer: Linear | PackedConv, fused: str, tied_to: str) -> L
         bytes_before=before,
         bytes_after=after,
         error=layer.weight_error,
+        sparsity=None if sparse is None else _sparsity(layer, sparse),
+        pattern="" if sparse is None else sparse.pattern,
+        parts=() if sparse is None else sparse.parts,
         fused=fused,
         tied_to=tied_to,
     )
+
+
+def _sparsity(layer: Linear | PackedConv, info: SparseInfo) -> float:
+    """Share of zeros; a layer that shares its packed weight is unpacked to count its own."""
+    nnz = info.nnz
+    if isinstance(layer, Projection) and layer.shares:
+        nnz = layer.quantized().nnz  # type: ignore[attr-defined]  # sparse formats have it
+    return 1 - nnz / math.prod(_weight_shape(layer))
 
 
 def _weight_shape(layer: Linear | PackedConv) -> tuple[int, ...]:
@@ -288,29 +311,35 @@ def _totals(model: nn.Module, layers: list[LayerReport]) -> Totals:
 
 
 def _layer_table(found: Report) -> str:
-    header = ["layer", "shape", "format", "bits", "before", "after", "error"]
-    timed = found.batch is not None
-    any_fused = any(layer.fused for layer in found.layers)
-    any_tied = any(layer.tied_to for layer in found.layers)
-    if timed:
-        header += [f"ms, {found.batch} rows", "dense ms", "speed-up"]
-    if any_fused:
-        header.append("fused")
-    if any_tied:
-        header.append("tied to")
-    rows = []
-    for layer in found.layers:
-        row = [layer.name, _shape(layer.shape), layer.format, f"{layer.bits_per_weight:.2f}"]
-        row += [_bytes(layer.bytes_before), _bytes(layer.bytes_after)]
-        row.append("-" if layer.error is None else f"{layer.error:.2%}")
-        if timed:
-            row += _time_cells(layer)
-        if any_fused:
-            row.append(layer.fused or "-")
-        if any_tied:
-            row.append(layer.tied_to or "-")
-        rows.append(row)
-    return _table(header, rows, 1)
+    columns = _columns(found)
+    rows = [[cell(layer) for cell in columns.values()] for layer in found.layers]
+    return _table(list(columns), rows, 1)
+
+
+def _columns(found: Report) -> dict[str, Callable[[LayerReport], str]]:
+    """What each column of the table shows; those that would be empty are left out."""
+    columns: dict[str, Callable[[LayerReport], str]] = {
+        "layer": lambda layer: layer.name,
+        "shape": lambda layer: _shape(layer.shape),
+        "format": lambda layer: layer.format,
+        "bits": lambda layer: f"{layer.bits_per_weight:.2f}",
+        "before": lambda layer: _bytes(layer.bytes_before),
+        "after": lambda layer: _bytes(layer.bytes_after),
+        "error": lambda layer: "-" if layer.error is None else f"{layer.error:.2%}",
+    }
+    if any(layer.parts for layer in found.layers):
+        columns["zeros"] = lambda layer: "-" if layer.sparsity is None else f"{layer.sparsity:.0%}"
+        columns["pattern"] = lambda layer: layer.pattern or "-"
+        columns["parts"] = lambda layer: "+".join(layer.parts) or "-"
+    if found.batch is not None:
+        columns[f"ms, {found.batch} rows"] = lambda layer: _number(layer.ms, ".4f")
+        columns["dense ms"] = lambda layer: _number(layer.ms_dense, ".4f")
+        columns["speed-up"] = lambda layer: _number(_speed_up(layer), ".2f", "x")
+    if any(layer.fused for layer in found.layers):
+        columns["fused"] = lambda layer: layer.fused or "-"
+    if any(layer.tied_to for layer in found.layers):
+        columns["tied to"] = lambda layer: layer.tied_to or "-"
+    return columns
 
 
 def _fusion_lines(fusions: tuple[Fusion, ...]) -> list[str]:
@@ -323,10 +352,12 @@ def _fusion_lines(fusions: tuple[Fusion, ...]) -> list[str]:
     return lines
 
 
-def _time_cells(layer: LayerReport) -> list[str]:
-    if layer.ms is None or layer.ms_dense is None:
-        return ["-", "-", "-"]
-    return [f"{layer.ms:.4f}", f"{layer.ms_dense:.4f}", f"{layer.ms_dense / layer.ms:.2f}x"]
+def _speed_up(layer: LayerReport) -> float | None:
+    return None if layer.ms is None or layer.ms_dense is None else layer.ms_dense / layer.ms
+
+
+def _number(value: float | None, form: str, unit: str = "") -> str:
+    return "-" if value is None else f"{value:{form}}{unit}"
 
 
 def _table(header: list[str], rows: list[list[str]], left_columns: int) -> str:

@@ -1,4 +1,4 @@
-"""Plots as PNG files. Every axis starts at zero and every bar carries its value."""
+"""Plots as PNG files. Every axis of values starts at zero and every bar carries its value."""
 
 from __future__ import annotations
 
@@ -10,12 +10,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-__all__ = ["Panel", "metric_panels", "speedup_bars"]
+__all__ = ["Panel", "metric_panels", "speedup_bars", "speedup_lines"]
 
 # Okabe and Ito's colours, which colour-blind readers can tell apart; grey is for references.
 COLOURS = ("#999999", "#56B4E9", "#0072B2", "#E69F00", "#009E73", "#D55E00", "#CC79A7", "#F0E442")
 DOTS_PER_INCH = 150
 PANELS_IN_A_ROW = 3
+LINE_PANELS_IN_A_ROW = 2
 HEADROOM = 1.15  # over the longest bar, for its label
 
 
@@ -127,6 +128,52 @@ def metric_panels(path: Path, names: Sequence[str], panels: Sequence[Panel]) -> 
         axes.tick_params(axis="y", length=0)
         axes.set_yticks(range(len(names)), names if place % columns == 0 else [""] * len(names))
         axes.invert_yaxis()
+    _save(figure, path)
+
+
+def speedup_lines(
+    path: Path,
+    panels: Mapping[str, Mapping[str, Sequence[tuple[float, float]]]],
+    across: str,
+    baseline: str,
+) -> None:
+    """Draw one panel of lines for each quantity: speed-up against what ``across`` names.
+
+    Parameters
+    ----------
+    path : Path
+        PNG file to write.
+    panels : mapping of str to mapping of str to sequence of (float, float)
+        Title -> name of a line -> its points (place, speed-up), left to right.
+    across : str
+        What the places are, with their unit.
+    baseline : str
+        What 1 stands for.
+
+    Raises
+    ------
+    ValueError
+        There is no panel.
+    RuntimeError
+        matplotlib is not installed.
+    """
+    if not panels:
+        raise ValueError("speedup_lines: panels: there are none, wanted at least one")
+    rows = math.ceil(len(panels) / LINE_PANELS_IN_A_ROW)
+    columns = math.ceil(len(panels) / rows)
+    figure = _new_figure(1.0 + 4.2 * columns, 3.6 * rows)
+    for place, (title, lines) in enumerate(panels.items()):
+        axes = figure.add_subplot(rows, columns, place + 1)
+        for i, (name, points) in enumerate(lines.items()):
+            places, speedups = [x for x, _ in points], [y for _, y in points]
+            axes.plot(places, speedups, marker="o", label=name, color=_colour(i + 1))
+        highest = max([1.0, *(y for points in lines.values() for _, y in points)])
+        axes.set_ylim(0, HEADROOM * highest)
+        axes.axhline(1, color="black", linewidth=1, linestyle="--")
+        axes.set_title(title, fontsize=10)
+        axes.set_xlabel(across)
+        axes.set_ylabel(f"speed-up over {baseline}")
+        axes.legend(frameon=False, fontsize=8)
     _save(figure, path)
 
 

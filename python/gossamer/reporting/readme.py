@@ -91,6 +91,8 @@ def render(measured: Results, part: str | None = None) -> str:
         tables = _linear_tables(measured.rows, part)
     elif kinds == {"conv"}:
         tables = _conv_tables(measured.rows)
+    elif kinds == {"sparse"}:
+        tables = _sparse_tables(measured.rows, part)
     elif kinds <= {"accuracy", "quality"} and kinds:
         tables = [_accuracy_table(measured.rows)]
     else:
@@ -148,6 +150,17 @@ def _conv_cell(row: Row) -> str:
     if row["failure"] is not None:
         return str(row["failure"]).split(":")[0]
     return f"{row['ms']:.3g} (x{row['speedup']:.1f}{', noisy' if row['noisy'] else ''})"
+
+
+def _sparse_tables(rows: Sequence[Row], part: str | None) -> list[str]:
+    from gossamer.bench import sparse_tables
+
+    chosen = [row for row in rows if part in (None, f"{row['N']}x{row['K']}")]
+    return [
+        f"**{table.title}**: ms (speed-up over the dense layer, share of the reading roof)\n\n"
+        + _table(table.header, table.lines)
+        for table in sparse_tables.tables(chosen)
+    ]
 
 
 def _accuracy_table(rows: Sequence[Row]) -> str:

@@ -35,6 +35,7 @@ def cached_time(
         layer.in_features,
         layer.format,
         layer.group_size,
+        layer.packed.numel(),
         layer.dtype,
         layer.activation,
         layer.bias is None,

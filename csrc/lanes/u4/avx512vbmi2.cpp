@@ -21,6 +21,6 @@ inline __m512i look_up_high(Table table, __m512i line) { return look_up_low(tabl
 #include "tile_512.h"
 
 namespace gossamer {
-extern const U4Kernels u4_avx512bf16;
-const U4Kernels u4_avx512bf16 = {Isa::avx512bf16, 64, 255, run, center};
+extern const U4Kernels u4_avx512vbmi2;
+const U4Kernels u4_avx512vbmi2 = {Isa::avx512vbmi2, 64, 255, run, center};
 }  // namespace gossamer
