@@ -389,7 +389,7 @@ class TestBags:
             bag(index, offsets, torch.ones(3))
         with pytest.raises(TypeError, match=r"per_sample_weights: got dtype torch\.int64"):
             bag(index, offsets, index)
-        with pytest.raises(NotImplementedError, match="they exist for 'sum' only"):
+        with pytest.raises(ValueError, match="they exist for 'sum' only"):
             make_bag(mode="mean")(index, offsets, torch.ones(4))
         with pytest.raises(ValueError, match="at least one, where the last bag ends"):
             make_bag(include_last_offset=True)(index, offsets[:0])

@@ -120,7 +120,7 @@ def _check_bag(
         return
     _check.floating("embedding_bag", "per_sample_weights", per_sample_weights)
     if mode != "sum":
-        raise NotImplementedError(
+        raise ValueError(
             f"embedding_bag: per_sample_weights: got mode {mode!r}, they exist for 'sum' only"
         )
     if per_sample_weights.shape != indices.shape:

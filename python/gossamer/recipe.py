@@ -142,11 +142,7 @@ def share_of_zeros(weights: Sequence[Tensor]) -> float:
 
 def _wrong_step(function: str, scheme: object, step: object) -> Exception:
     wanted = "wanted a name, gs.Quantize, gs.Prune or a list of gs.Prune and one of the others"
-    if (
-        isinstance(step, str | Quantize | Prune)
-        or (step is scheme
-        and isinstance(step, list | tuple))
-    ):
+    if isinstance(step, str | Quantize | Prune | list | tuple):
         return ValueError(f"{function}: scheme: got {scheme!r}, {wanted}")
     return TypeError(f"{function}: scheme: got {_check.describe(step)}, {wanted}")
 

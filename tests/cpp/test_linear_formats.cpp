@@ -236,7 +236,8 @@ void check_special_rows(const AnyKind& kind, int64_t M, DType x_dtype) {
             const double got = out.get(i / w.N * layer.out_stride + i % w.N), value = wanted.value[static_cast<size_t>(i)];
             const double bound = (requantizes(layer, isa) ? wanted.requantized_bound : wanted.bound)[static_cast<size_t>(i)];
             if (i / w.N < 3) {
-                wrong += std::isnan(value) ? !std::isnan(got) : got != value;
+                const bool nan = std::isnan(value) || kind.parts == kPartSpmm;  // skipping zeros gives such rows up (spmm.h)
+                wrong += nan ? !std::isnan(got) : got != value;
             } else {
                 noticed += !(std::fabs(got - value) <= bound);
             }

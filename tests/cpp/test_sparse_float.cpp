@@ -246,6 +246,8 @@ void test_products(Kernel<A> kernel) {
     for (const SparsePattern pattern : kPatterns) {
         for (int64_t M = 1; M <= 8; ++M) {
             for (const int64_t K : {chunk, 3 * chunk, 8 * chunk}) check_products<W, A>({pattern, M, K, 0.4}, kernel, random);
+            // Few enough for 16x1 to skip, and a K that is no multiple of 64.
+            check_products<W, A>({pattern, M, 5 * chunk, 0.1}, kernel, random);
             check_products<W, A>({pattern, M, 2 * chunk, 0.4, 16 - M, 16}, kernel, random);
         }
         for (const double density : {0.0, 0.02, 1.0}) check_products<W, A>({pattern, 3, 4 * chunk, density}, kernel, random);
@@ -259,7 +261,7 @@ void test_special_values(Kernel<A> kernel) {
     Random random(4);
     constexpr int64_t K = 2 * Product<W, A>::chunk;
     for (const SparsePattern pattern : kPatterns) {
-        for (const double density : {0.0, 0.5, 1.0}) {
+        for (const double density : {0.0, 0.1, 0.5, 1.0}) {
             for (int64_t M = 1; M <= 6; ++M) {
                 for (int64_t k = 0; k < K; k += 5) {
                     check_products<W, A>({pattern, M, K, density}, kernel, random, [&](Product<W, A>& p) {

@@ -116,18 +116,6 @@ void run_tile(const SparseFloatRows<typename Lines::A>& block) {
     }
 }
 
-// 0, or NaN where a row of A has a NaN or an infinity.
-template <class A>
-float zero_times_row(const A* a, int64_t panel_rows, int64_t K) {
-    constexpr int64_t chunk = 64 / sizeof(A);
-    Sums sums = broadcast(0.0f);
-    for (int64_t k = 0; k < K; k += chunk) sums = add_zero_times(sums, a + k * panel_rows);
-    float columns[kPanelColumns], total = 0;
-    store(columns, sums);
-    for (const float x : columns) total += x;
-    return total;
-}
-
 // Pattern 16x1: a bit for each of up to 64 k, of a line that holds something the lowest.
 template <int word>
 inline uint64_t present_lines(const SparseLines& b, int64_t first_k) {
@@ -145,19 +133,32 @@ bool mostly_absent(const SparseLines& b) {
     return present * 4 <= b.lines;
 }
 
-// The lines of pattern 16x1 that hold something; x meets the zeros of the others in zero_times_row.
+// Whether zero times x is zero in all rows.
+template <class A>
+bool all_finite(const SparseFloatRows<A>& block, int64_t K) {
+    constexpr int64_t chunk = 64 / sizeof(A);
+    Sums sums = broadcast(0.0f);
+    for (int64_t k = 0; k < K; k += chunk) {
+        for (int64_t m = 0; m < block.M; ++m) sums = add_zero_times(sums, block.a + k * block.panel_rows + m * chunk);
+    }
+    float columns[kPanelColumns], total = 0;
+    store(columns, sums);
+    for (const float x : columns) total += x;
+    return total == 0;
+}
+
+// The lines of pattern 16x1 that hold something, for rows that are finite.
 template <class Lines, int rows>
 void run_present(const SparseFloatRows<typename Lines::A>& block) {
     constexpr int64_t word = Lines::word, chunk = 64 / sizeof(typename Lines::A);
-    const int64_t K = block.b.lines * word;
     Sums sums[Lines::products][rows];
+#pragma GCC unroll 2
+    for (int p = 0; p < Lines::products; ++p) {
 #pragma GCC unroll 8
-    for (int r = 0; r < rows; ++r) {
-        sums[0][r] = broadcast(zero_times_row(block.a + r * chunk, block.panel_rows, K));
-        if (Lines::products == 2) sums[Lines::products - 1][r] = broadcast(0.0f);
+        for (int r = 0; r < rows; ++r) sums[p][r] = broadcast(0.0f);
     }
     const uint8_t* values = block.b.values;
-    for (int64_t first = 0; first < K; first += 64) {
+    for (int64_t first = 0; first < block.b.lines * word; first += 64) {
         for (uint64_t present = present_lines<word>(block.b, first); present != 0; present &= present - 1) {
             const int64_t k = first + __builtin_ctzll(present);
             const Line line = next_line<SparsePattern::b16x1, word>(values, block.b.masks, k / word);
@@ -183,7 +184,8 @@ void run_rows(const SparseFloatRows<typename Lines::A>& block) {
         if (block.M < rows) return run_rows<Lines, pattern, rows - 1>(block);
     }
     if constexpr (pattern == SparsePattern::b16x1) {
-        if (mostly_absent<Lines::word>(block.b)) return run_present<Lines, rows>(block);
+        const bool skip = mostly_absent<Lines::word>(block.b) && all_finite(block, block.b.lines * Lines::word);
+        if (skip) return run_present<Lines, rows>(block);
     }
     run_tile<Lines, pattern, rows>(block);
 }

@@ -26,6 +26,7 @@ struct SpmmF32Block {
     const uint8_t* indices;  // [count][4] a slice, k within the block
     const float* values;     // likewise
     const float* x;          // at the block's first k: [k][vectors][16 rows of x]; vectors = 0: [k], of one row
+    int64_t k;               // of x in the block
     int64_t vectors;
     float* c;  // [rows][vectors][16], or [rows]
 };

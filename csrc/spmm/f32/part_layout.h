@@ -40,7 +40,7 @@ struct Tile {
 constexpr int64_t count_of(int64_t x, int64_t size) { return (x + size - 1) / size; }
 
 // Few rows: smaller blocks, so that there are enough of them to share out.
-constexpr int64_t rows_of_block(int64_t N) { return N >= 2048 ? 256 : 64; }
+constexpr int64_t rows_of_block(int64_t N) { return N >= 1024 ? 128 : 64; }
 
 // A part; it does not own the bytes.
 struct Part {

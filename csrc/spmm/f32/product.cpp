@@ -67,9 +67,10 @@ private:
         const Tile* of_weight = part_.tiles() + block * part_.k_blocks();
         for (int64_t k = 0; k < part_.k_blocks(); ++k) {
             const Tile& t = of_weight[k];
+            const int64_t first_k = k * part_.header().block_k;
             kernels_.run({part_.slices() + t.slice, of_weight[k + 1].slice - t.slice, part_.indices() + t.quad * kSliceRows,
-                          part_.values() + t.quad * kSliceRows,
-                          reinterpret_cast<const float*>(tile.x) + k * part_.header().block_k * columns, tile.vectors, sums});
+                          part_.values() + t.quad * kSliceRows, reinterpret_cast<const float*>(tile.x) + first_k * columns,
+                          std::min(part_.header().block_k, part_.header().K - first_k), tile.vectors, sums});
         }
         return sums;
     }

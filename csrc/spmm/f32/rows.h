@@ -41,29 +41,20 @@ void run_rows(const SpmmF32Block& block) {
     }
 }
 
-// x of a quad of indices.
-inline __m128 gather(const float* x, const uint8_t* indices) { return _mm_set_ps(x[indices[3]], x[indices[2]], x[indices[1]], x[indices[0]]); }
-
-// One row of x: the four rows of a slice stand in the vector. Two sums of every other quad, since one waits for its multiply-add longer than
-// four values take to load.
+// One row of x: the four rows of a slice stand in the vector. 1.15 cycles a value on Zen 4; VGATHERDPS takes 1.5, and a second sum changes
+// nothing.
 inline void run_one(const SpmmF32Block& block) {
     const uint8_t* indices = block.indices;
     const float* values = block.values;
     for (int64_t s = 0; s < block.slice_count; ++s) {
         const SpmmF32Slice& slice = block.slices[s];
-        __m128 even = _mm_setzero_ps(), odd = _mm_setzero_ps();
-        int64_t left = slice.count;
-        for (; left >= 2; left -= 2, indices += 8, values += 8) {
-            even = _mm_fmadd_ps(_mm_loadu_ps(values), gather(block.x, indices), even);
-            odd = _mm_fmadd_ps(_mm_loadu_ps(values + 4), gather(block.x, indices + 4), odd);
-        }
-        if (left == 1) {
-            even = _mm_fmadd_ps(_mm_loadu_ps(values), gather(block.x, indices), even);
-            indices += 4;
-            values += 4;
+        __m128 sum = _mm_setzero_ps();
+        for (int64_t i = 0; i < slice.count; ++i, indices += 4, values += 4) {
+            const __m128 x = _mm_set_ps(block.x[indices[3]], block.x[indices[2]], block.x[indices[1]], block.x[indices[0]]);
+            sum = _mm_fmadd_ps(_mm_loadu_ps(values), x, sum);
         }
         alignas(16) float sums[4];
-        _mm_store_ps(sums, _mm_add_ps(even, odd));
+        _mm_store_ps(sums, sum);
         for (int r = 0; r < 4; ++r) block.c[slice.rows[r]] += sums[r];
     }
 }

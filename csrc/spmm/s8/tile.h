@@ -25,7 +25,7 @@ namespace {
 
 inline constexpr int64_t kPanelVectors = kPanelRows / Sums::rows;  // of sums, for 16 rows of x
 
-inline void prefetch(const uint8_t* p) { _mm_prefetch(reinterpret_cast<const char*>(p), _MM_HINT_T0); }
+inline void prefetch(const uint8_t* p) { _mm_prefetch(reinterpret_cast<const char*>(p), _MM_HINT_T1); }
 
 template <int count>
 inline void add_group(Sums (&sums)[count], const uint8_t* line, Word word) {

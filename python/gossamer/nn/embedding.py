@@ -271,7 +271,7 @@ class EmbeddingBag(PackedTable):
         ------
         RuntimeError
             Where an index is out of range.
-        ValueError, TypeError, NotImplementedError
+        ValueError, TypeError
             Where shapes, offsets, dtypes or mode do not fit.
         """
         weights = per_sample_weights
