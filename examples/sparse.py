@@ -53,7 +53,7 @@ def main() -> None:
     print(gs.report(model))
     print(f"pruning and rounding change the output by {error(run(model, x), expected):.1%}\n")
 
-    print("Lossless: the zeros of a float32 model, for batches of 64:")
+    print("Pruned here, what is left in float32, for batches of 64:")
     model = gs.compress(make_model(), gs.Prune(0.95), batch=64)
     print(gs.report(model))
 

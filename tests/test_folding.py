@@ -111,6 +111,7 @@ def masked(weight: Tensor) -> nn.Parameter:
         return nn.Parameter(torch.masked.masked_tensor(weight.clone(), weight != 0))
 
 
+@pytest.mark.filterwarnings("ignore:Sparse CSR tensor support")
 @pytest.mark.parametrize(
     "stored",
     [masked, Tensor.to_sparse_csr, Tensor.to_sparse, Tensor.to_sparse_csc],

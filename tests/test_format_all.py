@@ -195,7 +195,7 @@ def test_quantizing_in_pieces_changes_nothing(
 
 @pytest.mark.parametrize("form", FORMATS.values(), ids=list(FORMATS))
 def test_errors(form: type[Any]) -> None:
-    W = torch.randn(4, 64)
+    W = torch.randn(20, 64)  # two panels
     name = form.__name__
     with pytest.raises(ValueError, match=f"{name}.quantize: group_size: got 48, wanted "):
         form.quantize(W, 48)

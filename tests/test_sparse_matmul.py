@@ -90,7 +90,7 @@ def test_every_path(isa: str, scheme: str, activations: str | None, dtype: torch
     for N, K in ((1, 1), (35, 70), (67, 300)):
         weight: Any = recipe.quantize(pruned(N, K))
         for packed, paths in packings(weight, kind):
-            for M in (1, 3, 8, 17, 40):
+            for M in (1, 7, 17):
                 x = torch.randn(M, K).to(dtype)
                 for path in paths:
                     y = gs.kernels.matmul(x, packed, path=path)

@@ -98,11 +98,6 @@ void unpack(Address packed, int64_t packed_bytes, Address values, Address scales
     std::visit([&](const auto& form) { unpack_form(form, tensors, threads); }, weight.form);
 }
 
-void dequantize_rows(Address packed, int64_t packed_bytes, int64_t first_row, int64_t last_row, Address out, int threads) {
-    const Weight weight = weight_view(at<void>(packed), packed_bytes);
-    std::visit([&](const auto& form) { dequantize(form, first_row, last_row, at<float>(out), threads); }, weight.form);
-}
-
 void bind_int8(py::module_& module) {
     module.def(
         "int8_packed_bytes", [](int64_t N, int64_t K, int64_t group_size) { return int8_layout(N, K, group_size).size_bytes; },
@@ -162,8 +157,6 @@ void bind_formats(py::module_& module) {
     module.def("packed_info", &packed_info, py::arg("packed"), py::arg("packed_bytes"));
     module.def("unpack", &unpack, py::arg("packed"), py::arg("packed_bytes"), py::arg("values"), py::arg("scales"), py::arg("zero_points"),
                py::arg("threads"), py::arg("mask") = 0, release);
-    module.def("dequantize", &dequantize_rows, py::arg("packed"), py::arg("packed_bytes"), py::arg("first_row"), py::arg("last_row"),
-               py::arg("out"), py::arg("threads"), release);
     bind_int8(module);
     bind_four_bit(module);
     bind_fp8(module);

@@ -47,6 +47,11 @@ struct PackedLinear {
         linear(call);
     }
 
+    void dequantize(int64_t first_row, int64_t last_row, Address out, int threads) const {
+        const py::gil_scoped_release release;
+        std::visit([&](const auto& form) { gossamer::dequantize(form, first_row, last_row, at<float>(out), threads); }, weight.form);
+    }
+
     const SparseWeight& sparse() const {
         const auto* form = std::get_if<SparseWeight>(&weight.form);
         if (form == nullptr) throw std::invalid_argument("path: weight: is dense; only sparse weights have paths");
@@ -103,6 +108,7 @@ void bind_linear(py::module_& module) {
         .def_property(
             "path", [](const PackedLinear& p) { return name(p.path); }, &PackedLinear::set_path)
         .def("path_of", &PackedLinear::path_of, py::arg("M"), py::arg("x_dtype"), py::arg("isa"))
+        .def("dequantize", &PackedLinear::dequantize, py::arg("first_row"), py::arg("last_row"), py::arg("out"), py::arg("threads"))
         .def("accumulate", &PackedLinear::accumulate, py::arg("x"), py::arg("M"), py::arg("x_row_stride"), py::arg("out"),
              py::arg("threads"), py::arg("isa"))
         .def("run", &PackedLinear::run, py::arg("x"), py::arg("x_dtype"), py::arg("M"), py::arg("x_row_stride"), py::arg("bias"),

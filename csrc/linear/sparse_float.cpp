@@ -2,6 +2,7 @@
 #include "dispatch/lists.h"
 #include "finish.h"
 #include "product.h"
+#include "sparse_strips.h"
 #include "walk.h"
 
 namespace gossamer {
@@ -13,10 +14,11 @@ constexpr int64_t kExpandRows = 2;
 template <class Block>
 using Multiply = void (*)(const SparseFloatRows<typename Block::A>&);
 
-Work work_of(const ProductCall& call, const SparseWeight& weight) {
+int useful_threads_for(const ProductCall& call, const SparseWeight& weight) {
     const SparseLayout& l = weight.layout;
-    const int64_t bytes = weight.value_bytes() + weight.panels() * l.mask_stride;
-    return {static_cast<double>(bytes), static_cast<double>(l.N16) * static_cast<double>(l.K64 * (call.M + kExpandRows)), 40e3};
+    const double bytes = static_cast<double>(strip_bytes(weight).before(ceil_div(weight.panels(), 2)));
+    const double products = static_cast<double>(l.N16) * static_cast<double>(l.K64 * (call.M + kExpandRows));
+    return useful_threads({bytes, products, 40e3}, call.threads);
 }
 
 // The lines of a panel that the panels of A have words for.
@@ -30,11 +32,12 @@ template <class Block>
 void run(const ProductCall& call, const SparseWeight& weight, Multiply<Block> multiply) {
     const EpilogueKernels& epilogue = select_kernels(epilogue_list(), call.isa);
     for_each_slab<Block>(
-        call.M, weight.layout.K, useful_threads(work_of(call, weight), call.threads), 0,
+        call.M, weight.layout.K, useful_threads_for(call, weight), 0,
         [&](const Panels<Block>& a, int64_t slab, Range rows) { call.rows.fill(a.target(slab, rows)); },
         [&](const Panels<Block>& a, int64_t slab, int64_t rows, Team team) {
             for_each_cell(
-                WalkShape{rows, a.panel_rows, weight.layout.N, kPanelRows, kMaxStripsTogether}, team, [](int64_t, int64_t) {},
+                WalkShape{rows, a.panel_rows, weight.layout.N, kPanelRows, kMaxStripsTogether, strip_bytes(weight)}, team,
+                [](int64_t, int64_t) {},
                 [&](const Cell& cell, int64_t) {
                     alignas(64) float sums[kPanelRows * kStripColumns];
                     for (int64_t j = 0; j < cell.n_panels(); ++j) {

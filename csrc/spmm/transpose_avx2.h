@@ -32,7 +32,8 @@ inline void transpose_16x16(const void* in, int64_t in_stride, int64_t rows, voi
     const float* from = static_cast<const float*>(in);
     float* to = static_cast<float*>(out);
     for (int64_t i = 0; i < 16; i += 8) {
-        for (int64_t j = 0; j < 16; j += 8) transpose_8x8(from + i * in_stride + j, in_stride, rows - i, to + j * out_stride + i, out_stride);
+        for (int64_t j = 0; j < 16; j += 8)
+            transpose_8x8(from + i * in_stride + j, in_stride, rows - i, to + j * out_stride + i, out_stride);
     }
 }
 

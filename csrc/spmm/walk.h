@@ -24,7 +24,7 @@ struct SpmmTile {
     const Panels<Block>& panels;  // of the slab
     int64_t slab;                 // its first row of x
     int64_t first_row, rows;      // of the slab
-    int64_t vectors;              // 0: one row, as it is in the panel
+    int64_t vectors;              // 0: few rows, as they are in the panel
     uint8_t* x;
 
     const float* row_scales() const { return panels.scales_at(first_row); }
@@ -38,7 +38,7 @@ template <class A>
 struct SpmmLines {
     const A* lines;  // [rows][64 bytes]
     int64_t rows;
-    uint8_t* x;            // of the first word, in the vector of these rows
+    uint8_t* x;           // of the first word, in the vector of these rows
     int64_t word_stride;  // bytes from a word of K to the next
 };
 
@@ -47,7 +47,7 @@ struct SpmmLines {
 //   using Block                                 of its lane (lane.h)
 //   int64_t tile_vectors() const                at most, in a tile
 //   int64_t word_bytes() const                  of a word of one row in a tile
-//   bool takes_row() const                      M = 1 is multiplied as it is in the panel
+//   int64_t untransposed_rows() const           up to this M rows are multiplied as they are in the panel
 //   void after_fill(panels, rows) const         once these rows of the panels were filled
 //   void transpose(SpmmLines<A>) const
 //   int64_t blocks() const, work_before(b) const        of rows; stored values before a block, [blocks + 1], and what a block costs anyhow
@@ -61,10 +61,10 @@ public:
         : call_(call),
           weight_(weight),
           row_bytes_(round_up(call.weight.K, Block::chunk) / Block::word * weight.word_bytes()),
-          row_as_it_is_(call.M == 1 && weight.takes_row()) {}
+          untransposed_(call.M <= weight.untransposed_rows()) {}
 
     void run(int threads) const {
-        const int64_t tiles_bytes = row_as_it_is_ ? 0 : round_up(call_.M, kVectorRows) * row_bytes_;
+        const int64_t tiles_bytes = untransposed_ ? 0 : round_up(call_.M, kVectorRows) * row_bytes_;
         for_each_slab<Block>(
             call_.M, call_.weight.K, threads, ceil_div(tiles_bytes, call_.M),
             [&](const Panels<Block>& a, int64_t slab, Range rows) {
@@ -80,14 +80,14 @@ private:
     int64_t tile_rows() const { return weight_.tile_vectors() * kVectorRows; }
 
     Tile tile_at(const Panels<Block>& a, int64_t slab, int64_t rows, int64_t first_row) const {
-        if (row_as_it_is_) return {a, slab, 0, 1, 0, reinterpret_cast<uint8_t*>(a.data)};
+        if (untransposed_) return {a, slab, 0, rows, 0, nullptr};
         const int64_t of_tile = std::min(tile_rows(), rows - first_row);
         return {a, slab, first_row, of_tile, ceil_div(of_tile, kVectorRows), a.end + first_row * row_bytes_};
     }
 
     void run_slab(const Panels<Block>& a, int64_t slab, int64_t rows, Team team) const {
         const bool private_copies = call_.M <= kPrivateRows;
-        if (!row_as_it_is_) transpose(a, slab, rows, private_copies ? Team{0, 1} : team);
+        if (!untransposed_) transpose(a, slab, rows, private_copies ? Team{0, 1} : team);
         if (!private_copies) team.barrier();
         multiply(a, slab, rows, team);
     }
@@ -123,7 +123,7 @@ private:
     const ProductCall& call_;
     const Weight& weight_;
     int64_t row_bytes_;  // of a row of x in tiles
-    bool row_as_it_is_;
+    bool untransposed_;  // at most kPrivateRows rows
 };
 
 }  // namespace

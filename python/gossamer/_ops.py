@@ -282,27 +282,25 @@ def _activation_backward(activation: str, grad: Tensor, z: Tensor) -> Tensor:
     return gradient  # type: ignore[no-any-return]
 
 
-def dequantize_rows(
-    packed: Tensor, first: int, last: int, in_features: int, out: Tensor | None = None
-) -> Tensor:
+def dequantize_rows(handle: Handle, first: int, last: int, out: Tensor | None = None) -> Tensor:
     """Expand rows to fp32 [last - first, K], into the first rows of out where that is given."""
     if out is None:
-        out = torch.empty(last - first, in_features, dtype=torch.float32)
-    address, threads = out.data_ptr(), torch.get_num_threads()
-    _C.dequantize(packed.data_ptr(), packed.numel(), first, last, address, threads)
+        out = torch.empty(last - first, handle.in_features, dtype=torch.float32)
+    handle.kernel.dequantize(first, last, out.data_ptr(), torch.get_num_threads())
     return out[: last - first]
 
 
-def dense_chunks(packed: Tensor, N: int, K: int) -> Iterator[tuple[int, int, Tensor]]:
+def dense_chunks(handle: Handle) -> Iterator[tuple[int, int, Tensor]]:
     """The dense weight, some rows at a time: first row, last row, and fp32 [last - first, K].
 
     The rows are overwritten in the next step.
     """
+    N, K = handle.out_features, handle.in_features
     step = max(1, _CHUNK_ELEMENTS // K)
     buffer = torch.empty(min(step, N), K, dtype=torch.float32)
     for first in range(0, N, step):
         last = min(first + step, N)
-        yield first, last, dequantize_rows(packed, first, last, K, buffer)
+        yield first, last, dequantize_rows(handle, first, last, buffer)
 
 
 def _backward_input_cpu(grad: Tensor, packed: Tensor, in_features: int) -> Tensor:
@@ -316,7 +314,7 @@ def _backward_input_cpu(grad: Tensor, packed: Tensor, in_features: int) -> Tenso
         )
     rows = grad.reshape(-1, N).to(torch.float32)
     total = rows.new_zeros(rows.shape[0], K)
-    for first, last, chunk in dense_chunks(packed, N, K):
+    for first, last, chunk in dense_chunks(handle):
         total.addmm_(rows[:, first:last], chunk)
     return total.to(grad.dtype).view(*grad.shape[:-1], K)
 
@@ -337,7 +335,7 @@ def _dequantize_cpu(packed: Tensor, N: int, K: int, dtype: torch.dtype) -> Tenso
     if found != (N, K):
         raise ValueError(f"dequantize: got {N} x {K}, the packed weight is {found[0]} x {found[1]}")
     out = torch.empty(N, K, dtype=dtype)
-    for first, last, chunk in dense_chunks(packed, N, K):
+    for first, last, chunk in dense_chunks(handle):
         out[first:last] = chunk
     return out
 

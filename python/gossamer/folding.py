@@ -123,7 +123,8 @@ def from_matrix(layer: nn.Module, matrix: Tensor, shape: torch.Size) -> Tensor:
 
 
 def _dense(parameter: Tensor) -> Tensor:
-    values: Tensor = parameter.detach()
-    if isinstance(values, MaskedTensor):
-        values = values.to_tensor(0)  # type: ignore[no-untyped-call]
-    return values.to_dense()
+    if isinstance(parameter, MaskedTensor):
+        data: Tensor = parameter.get_data()  # type: ignore[no-untyped-call]
+        mask: Tensor = parameter.get_mask()  # type: ignore[no-untyped-call]
+        return torch.where(mask.to_dense(), data.detach().to_dense(), 0)
+    return parameter.detach().to_dense()

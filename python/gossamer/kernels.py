@@ -189,14 +189,14 @@ def dequantize(weight: Format | Array, first_row: int = 0, last_row: int | None 
     >>> bool((gs.kernels.dequantize(weight, 1, 3) == weight.dequantize()[1:3]).all())
     True
     """
-    handle, packed = packed_weight("dequantize", weight)
+    handle, _keep = packed_weight("dequantize", weight)
     last = handle.out_features if last_row is None else last_row
     if not 0 <= first_row <= last <= handle.out_features:
         raise ValueError(
             f"dequantize: first_row, last_row: got {first_row}, {last}, wanted rows of 0 to "
             f"{handle.out_features}"
         )
-    return _ops.dequantize_rows(packed, first_row, last, handle.in_features)
+    return _ops.dequantize_rows(handle, first_row, last)
 
 
 def codebook(name: str) -> dict[str, Any]:

@@ -146,7 +146,9 @@ def _replace(layer: Layer, replacing: Replacing) -> None:
         shared = {"head": layer.partner.module}
     dense, lost = _pruned(layer, folded(old), replacing)
     weights = [weight for _, weight in matrices(dense)]
-    storage = recipe.storage(weights, selection.why_not_sparse(layer), layer.named_in_full)
+    both = (layer, layer.partner) if layer.partner else (layer,)
+    insist = any(each.named_in_full for each in both)
+    storage = recipe.storage(weights, selection.why_not_sparse(layer), insist)
     if storage.reason and not shared:
         form = storage.scheme.resolved().format if storage.scheme else _dtype_name(weights[0])
         zeros = share_of_zeros(weights)

@@ -57,7 +57,7 @@ Guarded<uint8_t> dense_twin(const RandomSparseWeight& w) {
 }
 
 struct Case {
-    const RandomSparseWeight& sparse;
+    RandomSparseWeight sparse;
     Guarded<uint8_t> packed, dense;
     std::vector<float> bias;
 

@@ -10,6 +10,8 @@
 
 #include "dispatch/lists.h"
 #include "float_problem.h"
+#include "gossamer/linear.h"
+#include "sparse_weight.h"
 
 namespace gossamer::test {
 namespace {
@@ -70,9 +72,7 @@ struct Problem {
     }
     SparseLines b() const { return {pattern, masks.data(), values.data(), lines}; }
     T at(int64_t k, int64_t column) const { return dense[static_cast<size_t>(k / word * line_size + column * word + k % word)]; }
-    std::string text() const {
-        return std::string("pattern ") + std::to_string(static_cast<int>(pattern)) + ", " + std::to_string(lines) + " lines";
-    }
+    std::string text() const { return std::string("pattern ") + name(pattern) + ", " + std::to_string(lines) + " lines"; }
 };
 
 std::vector<uint8_t> random_masks(SparsePattern pattern, int64_t word, int64_t lines, double density, Random& random) {
@@ -295,6 +295,74 @@ void test_denormals(Kernel<float> kernel) {
     }
 }
 
+// --- whole layers ---
+
+struct Layer {
+    RandomSparseWeight sparse;
+    Guarded<uint8_t> packed;
+    DType x_dtype;
+    int64_t M;
+    Guarded<float> x;  // its values as fp32; bf16 holds them too
+    Guarded<uint16_t> x_bf16;
+
+    Layer(const SparseSpec& spec, double density, DType dtype, int64_t rows, Random& random)
+        : sparse(spec, {spec.N, spec.K, density, spec.pattern, true}, random.bits()),
+          packed(sparse.packed()),
+          x_dtype(dtype),
+          M(rows),
+          x(rows * spec.K),
+          x_bf16(rows * spec.K) {
+        for (int64_t i = 0; i < x.size(); ++i) {
+            encode(random.uniform(), x_bf16[i]);
+            encode(decode(x_bf16[i]), x[i]);
+        }
+    }
+    std::vector<float> run(Isa isa, int threads, SparsePath path) const {
+        const Weight weight = weight_view(packed.data(), packed.size());
+        Guarded<float> out(M * weight.N);
+        Epilogue epilogue{};
+        epilogue.out = out.data();
+        epilogue.out_dtype = DType::f32;
+        epilogue.out_row_stride = weight.N;
+        const void* rows = x_dtype == DType::bf16 ? static_cast<const void*>(x_bf16.data()) : x.data();
+        linear({rows, x_dtype, M, weight.K, weight, epilogue, threads, isa, path});
+        return {out.begin(), out.end()};
+    }
+    void check_isa(const SparseFloatKernels& kernels) const {
+        const int64_t N = sparse.spec.N, K = sparse.spec.K;
+        const std::string what = std::string(isa_name(kernels.isa)) + ", " + sparse.text() + ", M = " + std::to_string(M);
+        const std::vector<float> got = run(kernels.isa, 1, SparsePath::gemv);
+        for (int64_t i = 0; i < M * N; ++i) {
+            double sum = 0, magnitude = 0;
+            for (int64_t k = 0; k < K; ++k) {
+                const double product = decode(x[i / N * K + k]) * sparse.dense[static_cast<size_t>(i % N * K + k)];
+                sum += product;
+                magnitude += std::fabs(product);
+            }
+            check_near(static_cast<double>(got[static_cast<size_t>(i)]), sum, static_cast<double>(K) * 0x1p-23 * magnitude, what);
+        }
+        for (const int threads : {2, 3}) check(run(kernels.isa, threads, SparsePath::gemv) == got, what + ": threads");
+    }
+};
+
+void test_layers() {
+    Random random(6);
+    for (const FormatId format : {FormatId::sparse_f32, FormatId::sparse_bf16}) {
+        for (const SparsePattern pattern : kPatterns) {
+            for (const DType x_dtype : {DType::f32, DType::bf16}) {
+                for (const int64_t N : {1, 48, 333}) {
+                    const int64_t K = N == 333 ? 1000 : random.integer(1, 300), M = random.integer(1, 8);
+                    const SparseSpec spec{format, N, K, 0, ScaleType::f32, Activations::exact, pattern, kPartBitmask};
+                    const Layer layer(spec, N == 48 ? 0.05 : 0.4, x_dtype, M, random);
+                    for (const SparseFloatKernels* kernels : available_kernels()) {
+                        if (M <= kernels->max_rows) layer.check_isa(*kernels);
+                    }
+                }
+            }
+        }
+    }
+}
+
 void test_tables() {
     for (const SparseFloatKernels* kernel : sparse_float_list()) {
         const std::string what = isa_name(kernel->isa);
@@ -304,16 +372,16 @@ void test_tables() {
         check((kernel->run_bf16 != nullptr) == (kernel->isa == Isa::avx512bf16), what + ": bf16");
         check(kernel->max_rows <= kPanelRows, what + ": rows of one panel");
     }
-    check(sparse_float_list().back()->isa == Isa::scalar, "scalar is last");
 }
 
 }  // namespace
 }  // namespace gossamer::test
 
 int main() {
+    using namespace gossamer;
     using namespace gossamer::test;
-    using gossamer::SparseFloatKernels;
     test_tables();
+    test_layers();
     test_mask_bytes<float>();
     test_mask_bytes<uint16_t>();
     test_line_counts<float>();

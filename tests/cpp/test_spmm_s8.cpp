@@ -1,5 +1,6 @@
 // The skip-compute product with sparse int8 weights: packed and unpacked exactly, sums bit for bit against the naive ones on every ISA,
 // outputs bit for bit those of the dense int8 product, and an error for bytes that are no part.
+#include <algorithm>
 #include <cmath>
 #include <cstring>
 #include <functional>
@@ -14,8 +15,8 @@
 #include "guarded.h"
 #include "random.h"
 #include "reference/reference.h"
-#include "spmm/s8/part.h"
 #include "spmm/s8/part_layout.h"
+#include "spmm_s8_case.h"
 
 namespace gossamer::test {
 namespace {
@@ -27,87 +28,6 @@ std::vector<Isa> available_isas() {
         if (isa_available(kernels->isa)) isas.push_back(kernels->isa);
     }
     return isas;
-}
-
-// A sparse int8 weight: dense values, the canonical tensors, the part, and a view of it.
-struct SparseCase {
-    int64_t N, K;
-    std::string what;
-    std::vector<int8_t> dense;  // [N, K]
-    std::vector<uint8_t> mask;
-    std::vector<int8_t> values;
-    Guarded<float> scales;  // [N16]
-    Guarded<int32_t> init;  // [sum_blocks][N16]
-    SparseRows rows;
-    Guarded<uint8_t> part;
-
-    SparseCase(int64_t n, int64_t k, std::string name, const std::function<int8_t(int64_t, int64_t)>& value)
-        : N(n),
-          K(k),
-          what(name + ", N = " + std::to_string(n) + ", K = " + std::to_string(k)),
-          scales(round_up(n, 16)),
-          init(round_up(n, 16) * sum_blocks()),
-          rows(make_rows(value)),
-          part(make_part()) {}
-    SparseCase(const SparseCase&) = delete;
-    SparseCase& operator=(const SparseCase&) = delete;
-
-    int64_t sum_blocks() const { return (K + kMaxSumK - 1) / kMaxSumK; }
-    SparseRows make_rows(const std::function<int8_t(int64_t, int64_t)>& value) {
-        std::vector<int64_t> first{0};
-        mask.assign(static_cast<size_t>(N * ((K + 7) / 8)), 0);
-        for (float& s : scales) s = 0;
-        for (int32_t& s : init) s = 0;
-        for (int64_t n = 0; n < N; ++n) {
-            for (int64_t k = 0; k < K; ++k) {
-                const int8_t v = value(n, k);
-                dense.push_back(v);
-                init[k / kMaxSumK * round_up(N, 16) + n] -= 128 * v;
-                if (v == 0) continue;
-                uint8_t& bits = mask[static_cast<size_t>(n * ((K + 7) / 8) + k / 8)];
-                bits = static_cast<uint8_t>(bits | 1u << k % 8);
-                values.push_back(v);
-            }
-            scales[n] = 1;
-            first.push_back(static_cast<int64_t>(values.size()));
-        }
-        SparseSpec spec{FormatId::sparse_int8, N, K, 0, ScaleType::f32, Activations::int8, SparsePattern::any, kPartSpmm};
-        return {spec, {mask.data(), values.data(), scales.data()}, first};
-    }
-    Guarded<uint8_t> make_part() {
-        Guarded<uint8_t> packed(spmm_s8::bytes(rows));
-        spmm_s8::pack(rows, packed.data(), 2);
-        return packed;
-    }
-    SparseWeight view() const {
-        SparseWeight w{};
-        w.spec = rows.spec;
-        w.layout.N = N;
-        w.layout.K = K;
-        w.layout.N16 = round_up(N, 16);
-        w.layout.K64 = round_up(K, 64);
-        w.scales = scales.data();
-        w.init = init.data();
-        w.spmm = part.data();
-        w.spmm_bytes = part.size();
-        w.nnz = static_cast<int64_t>(values.size());
-        return w;
-    }
-};
-
-int8_t any_value(Random& random) {
-    const int64_t v = random.integer(-128, 126);
-    return static_cast<int8_t>(v >= 0 ? v + 1 : v);
-}
-
-// Values at `density`, in blocks of `block` k.
-SparseCase random_case(int64_t N, int64_t K, double density, uint64_t seed, int64_t block = 1) {
-    Random random(seed);
-    bool stored = false;
-    return SparseCase(N, K, "density " + std::to_string(density), [&random, &stored, density, block](int64_t, int64_t k) {
-        if (k % block == 0) stored = random.uniform() < 2 * density - 1;
-        return stored ? any_value(random) : int8_t{0};
-    });
 }
 
 // Rows of x that the quantizer leaves as they are: integers, and 127 in each row, so that its scale is 1.
@@ -167,6 +87,55 @@ void check_sums(const SparseCase& c, int64_t M, const std::vector<Isa>& isas) {
         std::vector<float> sums;
         for (const int64_t sum : wanted) sums.push_back(static_cast<float>(sum));
         check_equal(got.data(), sums.data(), got.size(), what);
+    }
+}
+
+// A kernel alone, on buffers that end at a page it must not touch.
+void check_kernel(const SpmmS8Kernels& kernels, int64_t vectors, int64_t groups, Random& random) {
+    const int64_t rows = vectors * kPanelRows, present = rows - random.integer(0, 15), group_bytes = rows * kernels.word_bytes;
+    Guarded<uint8_t> lines(present * 64), x(16 * group_bytes);
+    for (uint8_t& u : lines) u = static_cast<uint8_t>(random.integer(0, 255));
+    for (int64_t v = 0; v < vectors; ++v) {
+        const int64_t here = std::min(kPanelRows, present - v * kPanelRows);
+        kernels.transpose_lines(lines.data() + v * kPanelRows * 64, here, x.data() + v * kPanelRows * kernels.word_bytes, group_bytes);
+    }
+    Guarded<uint16_t> counts(kStripColumns);
+    int64_t stored = 0;
+    for (uint16_t& count : counts) stored += count = static_cast<uint16_t>(random.integer(0, groups));
+    Guarded<uint8_t> indices(stored), words(stored * 4);
+    Guarded<int32_t> init(kStripColumns), c(kStripColumns * rows), sums(kStripColumns * rows);
+    for (uint8_t& index : indices) index = static_cast<uint8_t>(random.integer(0, 15));
+    for (uint8_t& w : words) w = static_cast<uint8_t>(random.integer(0, 255));
+    for (int32_t& i : init) i = static_cast<int32_t>(random.integer(-1000000, 1000000));
+    const int32_t* first_word = reinterpret_cast<const int32_t*>(words.data());
+    kernels.run({x.data(), vectors, counts.data(), first_word, indices.data(), words.data(), init.data(), c.data()});
+    kernels.run({x.data(), vectors, counts.data(), first_word, indices.data(), words.data(), nullptr, c.data()});
+    for (int64_t n = 0; n < kStripColumns; n += 16) {
+        for (int64_t m = 0; m < rows; m += 16) {
+            kernels.transpose(c.data() + n * rows + m, rows, 16, sums.data() + m * kStripColumns + n, kStripColumns);
+        }
+    }
+    std::vector<int64_t> wanted;
+    for (int64_t m = 0; m < rows; ++m) {
+        for (int64_t n = 0, i = 0; n < kStripColumns; ++n) {
+            int64_t sum = 0;
+            for (const int64_t last = i + counts[n]; i < last; ++i) {
+                for (int64_t j = 0; m < present && j < 4; ++j)
+                    sum += lines[m * 64 + indices[i] * 4 + j] * static_cast<int8_t>(words[i * 4 + j]);
+            }
+            wanted.push_back(init[n] + 2 * sum);
+        }
+    }
+    check_equal(sums.data(), wanted.data(), sums.size(), std::string(isa_name(kernels.isa)) + ": " + std::to_string(vectors) + " vectors");
+}
+
+void test_kernels() {
+    Random random(7);
+    for (const SpmmS8Kernels* kernels : spmm_s8_list()) {
+        if (!isa_available(kernels->isa)) continue;
+        for (int64_t vectors = 1; vectors <= kernels->tile_vectors; ++vectors) {
+            for (const int64_t groups : {1, 2, 5, 40, 256}) check_kernel(*kernels, vectors, groups, random);
+        }
     }
 }
 
@@ -362,6 +331,7 @@ void test_any_damage() {
 int main() {
     using namespace gossamer::test;
     if (!gossamer::isa_available(gossamer::spmm_s8_list().back()->isa)) return kSkipped;
+    test_kernels();
     test_sums();
     test_special_weights();
     test_as_dense();

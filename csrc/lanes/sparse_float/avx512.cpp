@@ -7,6 +7,7 @@ namespace gossamer {
 namespace {
 
 inline __m512i expand_half(const uint8_t*& values, uint32_t mask) {
+    mask = in_register(mask);
     const __m512i packed = _mm512_cvtepu16_epi32(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(values)));
     values += 2 * _mm_popcnt_u64(mask);
     return _mm512_maskz_expand_epi32(static_cast<__mmask16>(mask), packed);

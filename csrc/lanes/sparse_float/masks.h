@@ -1,7 +1,7 @@
 // The bits of one line in a register, for every pattern (format_sparse.h); word: k per line, 2 (bf16) or 1 (fp32).
 //
 // Blocks of one column (1x4, 1x16) give 16 bits, one a column, since all k of a column in a line are there or none; the other patterns give
-// 16 * word bits, one an element. Shared bits are spread by shifts and a multiplication, without tables.
+// 16 * word bits, one an element.
 #pragma once
 #include <cstdint>
 #include <cstring>
@@ -20,15 +20,24 @@ inline uint32_t bits_at(const uint8_t* masks, int64_t index) {
     return bits;
 }
 
-// Four columns share a bit for each k: pairs of bits move apart, then single ones, then each is copied to its columns.
+// Four bits, each copied four times.
+struct FourFold {
+    uint16_t of[16];
+    constexpr FourFold() : of() {
+        for (int i = 0; i < 16; ++i)
+            of[i] = static_cast<uint16_t>((i & 1) * 0xf | (i >> 1 & 1) * 0xf0 | (i >> 2 & 1) * 0xf00 | (i >> 3) * 0xf000);
+    }
+};
+constexpr FourFold kFourFold;
+
+// Four columns share a bit for each k. word 2: the pairs of bits move apart, then each is copied to its columns.
 template <int word>
 inline uint32_t four_columns(const uint8_t* masks, int64_t line) {
     if constexpr (word == 2) {
         const uint32_t bits = bits_at<uint8_t>(masks, line), fours = (bits | bits << 12) & 0x000f000f;
         return ((fours | fours << 6) & 0x03030303) * 0x55;
     }
-    const uint32_t bits = bits_at<uint8_t>(masks, line / 2) >> line % 2 * 4 & 0xf, pairs = (bits | bits << 6) & 0x0303;
-    return ((pairs | pairs << 3) & 0x1111) * 0xf;
+    return kFourFold.of[bits_at<uint8_t>(masks, line / 2) >> line % 2 * 4 & 0xf];
 }
 
 // All columns share a bit for each k.

@@ -6,12 +6,17 @@
 //
 // What binds:  Zen 4: KMOVQ, VPEXPANDB and VPDPBUSD share two of the four vector pipes and take 1 + 1.5 + 1 cycles of both, 3.4 cycles a
 //              line for one row (0.93 ns at 3.7 GHz, 69 GB/s of dense weights), 2.4 + M for M rows.
-//              Intel: KMOVQ (1) and VPEXPANDB (2) all go to port 5, 3 cycles a line, with VPDPBUSD beside them on port 0.
+//              Intel (by reasoning, not measured): KMOVQ (1) and VPEXPANDB (2) all go to port 5, 3 cycles a line, with VPDPBUSD beside
+//              them on port 0.
+//
+// Up to a panel of 16 rows, 8 at a time: for 16, expanding a strip and running the dense kernel takes 1.0 to 1.3 times as long, for one row
+// twice; codes expanded for the u4 kernels 0.97 to 1.2 times.
 //
 // Four lines at a time: all masks, then all loads, then all expansions, then all products. One line after the other, as g++ orders it, took
-// 1.2 to 1.4 ns a line. Tried and lost (Zen 4): VPEXPANDB from memory; words of A by VPERMD from a register instead of broadcasts from
-// memory (1.1 ns); eight lines at a time with masks through general registers (1.1 ns). Expanding into a buffer takes 1.4 to 1.5 ns a line,
-// stored one after the other or four at a time.
+// 1.2 to 1.4 ns a line. Tried, no gain (Zen 4): VPEXPANDB from memory, the same by fours and 1.7 ns one by one. Lost: words of A by VPERMD
+// from a register instead of broadcasts from memory (1.1 ns); eight lines at a time with masks through general registers (1.1 ns).
+// Expanding into a buffer takes 1.4 to 1.5 ns a line, stored one after the other or four at a time; codes unpacked by VPMULTISHIFTQB take
+// as long as by shifts.
 #include <immintrin.h>
 
 #include <cstdint>

@@ -8,8 +8,8 @@
 //     83 / 58 / 49 / 40: fewer loads pay at 50 %, 15 short loops and their mispredicted ends cost more from 80 % on
 //   8 vectors, so half the broadcasts: 73 / 66 / 59 / 49 where K blocks of 64 fit L1, and too many sums to load and store above 90 %
 //   one row after the other, unsorted: as fast with 4 vectors, half as fast with one at 95 % (every row ends its loop unpredicted)
-// One row of x: 0.8 cycles a value at 50 to 90 % where its block of K is looked up in registers, 1.15 by scalar loads, 1.5 by VGATHERDPS. In
-// registers, 256 k cost twice as many instructions as 128: 1.3 at 95 %.
+// One row of x: 0.8 cycles a value at 50 to 90 % where its block of K is looked up in registers, 1.15 by scalar loads, 1.5 by VGATHERDPS.
+// In registers, 256 k cost twice as many instructions as 128: 1.3 at 95 %.
 #include "../../simd/avx512.h"
 
 #include "../transpose_avx512.h"

@@ -14,23 +14,27 @@ namespace {
 [[noreturn]] void refuse(const std::string& what) { throw std::invalid_argument("sparse-fp32: part spmm: " + what); }
 
 void check_header(const SparseSpec& spec, const Part& part, int64_t part_bytes) {
-    if (part_bytes < static_cast<int64_t>(sizeof(PartHeader))) refuse("got " + std::to_string(part_bytes) + " bytes, wanted a header of 64");
+    if (part_bytes < static_cast<int64_t>(sizeof(PartHeader)))
+        refuse("got " + std::to_string(part_bytes) + " bytes, wanted a header of 64");
     const PartHeader& h = part.header();
     if (h.N != spec.N || h.K != spec.K) {
         refuse("got N = " + std::to_string(h.N) + ", K = " + std::to_string(h.K) + ", wanted those of the weight");
     }
     if (h.block_rows != rows_of_block(h.N) || (h.block_k != kShortBlock && h.block_k != kLongBlock) || h.reserved != 0) {
-        refuse("got blocks of " + std::to_string(h.block_rows) + " rows x " + std::to_string(h.block_k) + " k, which this version does not know");
+        refuse("got blocks of " + std::to_string(h.block_rows) + " rows x " + std::to_string(h.block_k) +
+               " k, which this version does not know");
     }
     // The sizes below are sums of products of these, which cannot overflow then.
     const bool small = h.slices >= 0 && h.slices <= part_bytes && h.quads >= 0 && h.quads <= part_bytes && part.tile_count() <= part_bytes;
-    if (!small || part.size_bytes() != part_bytes) refuse("got " + std::to_string(part_bytes) + " bytes, wanted as many as its header says");
+    if (!small || part.size_bytes() != part_bytes)
+        refuse("got " + std::to_string(part_bytes) + " bytes, wanted as many as its header says");
 }
 
 void check_offsets(const Part& part) {
     const Tile* tiles = part.tiles();
     const int64_t count = part.tile_count();
-    bool right = tiles[0].slice == 0 && tiles[0].quad == 0 && tiles[count].slice == part.header().slices && tiles[count].quad == part.header().quads;
+    bool right =
+        tiles[0].slice == 0 && tiles[0].quad == 0 && tiles[count].slice == part.header().slices && tiles[count].quad == part.header().quads;
     for (int64_t t = 0; t < count; ++t) right = right && tiles[t].slice <= tiles[t + 1].slice && tiles[t].quad <= tiles[t + 1].quad;
     if (!right) refuse("the offsets of its tiles are not ascending");
 }
@@ -73,8 +77,8 @@ int64_t check_tile(const Part& part, int64_t row_block, int64_t k_block) {
         quad += slice.count;
     }
     if (!right || quad != tile[1].quad) {
-        refuse("a row or an index of the tile at row " + std::to_string(row_block * h.block_rows) + ", k " + std::to_string(k_block * h.block_k) +
-               " is wrong");
+        refuse("a row or an index of the tile at row " + std::to_string(row_block * h.block_rows) + ", k " +
+               std::to_string(k_block * h.block_k) + " is wrong");
     }
     return nnz;
 }

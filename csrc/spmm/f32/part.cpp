@@ -92,7 +92,8 @@ void pack_row_block(const SparseRows& rows, const Plan& plan, int64_t row_block,
     const int64_t first_row = row_block * plan.header.block_rows, k_blocks = count_of(plan.header.K, plan.header.block_k);
     std::vector<const float*> next(static_cast<size_t>(plan.header.block_rows));
     for (int64_t n = first_row; n < std::min(first_row + plan.header.block_rows, plan.header.N); ++n) {
-        next[static_cast<size_t>(n - first_row)] = static_cast<const float*>(rows.tensors.values) + rows.first_value[static_cast<size_t>(n)];
+        next[static_cast<size_t>(n - first_row)] =
+            static_cast<const float*>(rows.tensors.values) + rows.first_value[static_cast<size_t>(n)];
     }
     for (int64_t k_block = 0; k_block < k_blocks; ++k_block) {
         const TileRows tile(rows, plan.header, row_block, k_block);

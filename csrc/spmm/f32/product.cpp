@@ -30,7 +30,7 @@ public:
 
     int64_t tile_vectors() const { return kernels_.tile_vectors; }
     int64_t word_bytes() const { return sizeof(float); }
-    bool takes_row() const { return true; }
+    int64_t untransposed_rows() const { return 2; }  // three take as long as 16 transposed ones
 
     // A zero weight times NaN or infinity is NaN, in every column.
     void after_fill(const Panels<F32Block>& a, Range rows) const {
@@ -52,41 +52,60 @@ public:
     }
 
     void multiply(const SpmmTile<F32Block>& tile, int64_t block) const {
-        const int64_t columns = std::max<int64_t>(1, tile.vectors * kVectorRows);
         const int64_t first = block * part_.header().block_rows, last = std::min(first + part_.header().block_rows, part_.header().N);
-        const float* sums = run(tile, block, columns);
-        for (int64_t n = first; n < last; n += kStripColumns, sums += kStripColumns * columns) finish(tile, tile.cell(n, last), sums);
+        const int64_t row_sums = tile.vectors == 0 ? tile.rows : tile.vectors * kVectorRows;
+        const int64_t sums_bytes = part_.header().block_rows * row_sums * static_cast<int64_t>(sizeof(float));
+        float* sums = reinterpret_cast<float*>(sums_workspace.reserve(sums_bytes));
+        std::memset(sums, 0, static_cast<size_t>(sums_bytes));
+        for (int64_t k = 0; k < part_.k_blocks(); ++k) {
+            if (tile.vectors == 0) {
+                for (int64_t m = 0; m < tile.rows; ++m) run_row(tile, m, block, k, sums + m * part_.header().block_rows);
+            } else {
+                run(block, k, reinterpret_cast<const float*>(tile.x) + k * part_.header().block_k * row_sums, tile.vectors, sums);
+            }
+        }
+        for (int64_t n = first; n < last; n += kStripColumns) finish(tile, tile.cell(n, last), sums, n - first);
     }
 
 private:
-    // [block_rows][columns]
-    const float* run(const SpmmTile<F32Block>& tile, int64_t block, int64_t columns) const {
-        const int64_t sums_bytes = part_.header().block_rows * columns * static_cast<int64_t>(sizeof(float));
-        float* sums = reinterpret_cast<float*>(sums_workspace.reserve(sums_bytes));
-        std::memset(sums, 0, static_cast<size_t>(sums_bytes));
-        const Tile* of_weight = part_.tiles() + block * part_.k_blocks();
-        for (int64_t k = 0; k < part_.k_blocks(); ++k) {
-            const Tile& t = of_weight[k];
-            const int64_t first_k = k * part_.header().block_k;
-            kernels_.run({part_.slices() + t.slice, of_weight[k + 1].slice - t.slice, part_.indices() + t.quad * kSliceRows,
-                          part_.values() + t.quad * kSliceRows, reinterpret_cast<const float*>(tile.x) + first_k * columns,
-                          std::min(part_.header().block_k, part_.header().K - first_k), tile.vectors, sums});
-        }
-        return sums;
+    // x: at block k of K, as kernels.h says.
+    void run(int64_t block, int64_t k, const float* x, int64_t vectors, float* sums) const {
+        const Tile* t = part_.tiles() + block * part_.k_blocks() + k;
+        const int64_t quad = t[0].quad * kSliceRows,
+                      k_count = std::min(part_.header().block_k, part_.header().K - k * part_.header().block_k);
+        kernels_.run({part_.slices() + t[0].slice, t[1].slice - t[0].slice, part_.indices() + quad, part_.values() + quad, x, k_count,
+                      vectors, sums});
     }
 
-    // 32 rows of sums to the output.
-    void finish(const SpmmTile<F32Block>& tile, const Cell& cell, const float* sums) const {
-        alignas(64) float transposed[kMaxTileVectors * kVectorRows * kStripColumns];
+    // Row m of an untransposed tile. sums [block_rows]
+    void run_row(const SpmmTile<F32Block>& tile, int64_t m, int64_t block, int64_t k, float* sums) const {
+        if (tile.panels.panel_rows == 1) return run(block, k, tile.panels.data + k * part_.header().block_k, 0, sums);
+        alignas(64) float x[kLongBlock];
+        const int64_t chunk = F32Block::chunk, first_line = k * part_.header().block_k / chunk;
+        const int64_t lines = std::min(part_.header().block_k, tile.panels.K - k * part_.header().block_k) / chunk;
+        for (int64_t i = 0; i < lines; ++i) {
+            const float* line = tile.panels.data + ((first_line + i) * tile.panels.panel_rows + m) * chunk;
+            std::memcpy(x + i * chunk, line, sizeof(float) * static_cast<size_t>(chunk));
+        }
+        run(block, k, x, 0, sums);
+    }
+
+    // Rows n to n + 31 of the block to the output.
+    void finish(const SpmmTile<F32Block>& tile, const Cell& cell, const float* sums, int64_t n) const {
+        alignas(64) float out[kMaxTileVectors * kVectorRows * kStripColumns];  // [rows][32]
+        if (tile.vectors == 0) {
+            for (int64_t m = 0; m < tile.rows; ++m) {
+                std::memcpy(out + m * kStripColumns, sums + m * part_.header().block_rows + n, sizeof(float) * kStripColumns);
+            }
+        }
         for (int64_t v = 0; v < tile.vectors; ++v) {
-            for (int64_t n = 0; n < kStripColumns; n += 16) {
-                kernels_.transpose(sums + (n * tile.vectors + v) * kVectorRows, tile.vectors * kVectorRows, 16,
-                                   transposed + v * kVectorRows * kStripColumns + n, kStripColumns);
+            for (int64_t i = 0; i < kStripColumns; i += 16) {
+                kernels_.transpose(sums + ((n + i) * tile.vectors + v) * kVectorRows, tile.vectors * kVectorRows, 16,
+                                   out + v * kVectorRows * kStripColumns + i, kStripColumns);
             }
         }
         const StripBias bias(call_.epilogue, cell);
-        epilogue_.finish_f32(finish_tile(call_.epilogue, tile.slab, cell, {tile.row_scales(), kOneColumns.values}, bias),
-                             tile.vectors == 0 ? sums : transposed);
+        epilogue_.finish_f32(finish_tile(call_.epilogue, tile.slab, cell, {tile.row_scales(), kOneColumns.values}, bias), out);
     }
 
     const ProductCall& call_;
@@ -97,7 +116,24 @@ private:
 
 }  // namespace
 
-int64_t min_rows(const SparseWeight&, Isa) { return 16; }
+// Milliseconds on Zen 4, N = K = 4096, one thread (CPU time), skipping / multiplying the bitmask as it is read / expanding it:
+//
+//   density   M = 1 (AVX-512)      2                 4                 8               16         64            M = 1, 2, 4, 16 (AVX2)
+//   0.50      1.99 / 1.88 / 4.7    5.1 / 2.1 / 5.2   5.1 / 2.3 / 5.4   5.4 / 3.4 / 6.9  5.2 / 9.3  17.2 / 25.7   2.8 / 2.1, 5.2 / 2.2, 5.1
+//   / 2.6 0.30      1.12 / 1.28 / 3.6    3.3 / 1.4 / 3.9   3.4 / 1.9 / 4.3   3.5 / 3.2 / 5.6  3.5 / 8.2  10.6 / 24.3   1.5 / 1.4, 3.2
+//   / 1.5, 3.2 / 2.0 0.20      0.76 / 1.14 / 3.1    2.6 / 1.3 / 3.5   2.5 / 1.9 / 3.8   2.5 / 3.2 / 5.0  2.6 / 7.6   7.4 / 23.8   1.0
+//   / 1.3, 2.5 / 1.4, 2.4 / 1.8 0.10      0.53 / 1.18 / 3.0    1.7 / 1.6 / 3.6   1.7 / 2.1 / 3.6   1.7 / 3.5 / 4.8  1.7 / 7.0   5.1 / 22.9
+//   0.6 / 1.3, 1.4 / 1.3, 1.4 / 1.9
+//
+// (2 rows have become twice one row since.) Skipping wins wherever the bitmask would be expanded, up to the density where a dense lane does
+// 16 rows as fast. Against few rows multiplied as they are read it wins at 0.1, and at 0.2 for one row and for more than five; one row is
+// what decoding asks for, so it decides.
+int64_t min_rows(const SparseWeight& weight, Isa isa) {
+    const double density = static_cast<double>(weight.nnz) / (static_cast<double>(weight.spec.N) * static_cast<double>(weight.spec.K));
+    if (density > 0.75) return std::numeric_limits<int64_t>::max();
+    const int64_t few_rows = select_kernels(sparse_float_list(), isa).max_rows;
+    return density <= 0.25 ? 1 : few_rows + 1;
+}
 
 void product(const ProductCall& call, const SparseWeight& weight) {
     if (call.M == 0) return;

@@ -34,7 +34,8 @@ struct SpmmS8Kernels {
     int64_t tile_vectors;  // at most, of 16 rows
     int64_t word_bytes;    // of a group of one row in a tile
     void (*run)(const SpmmS8Block& block);
-    // 64 k of up to 16 rows, a line of 64 bytes each, to 16 groups of a tile, group_stride bytes apart; the rows that are not there become 0.
+    // 64 k of up to 16 rows, a line of 64 bytes each, to 16 groups of a tile, group_stride bytes apart; the rows that are not there become
+    // 0.
     void (*transpose_lines)(const uint8_t* lines, int64_t rows, uint8_t* x, int64_t group_stride);
     // 16 x 16 words of 4 bytes: out[j][i] = in[i][j]; rows of `in` from `rows` on count as zero. Strides in words.
     void (*transpose)(const void* in, int64_t in_stride, int64_t rows, void* out, int64_t out_stride);

@@ -14,30 +14,38 @@
 namespace gossamer::spmm_s8 {
 namespace {
 
-// The bits of a group of row n.
-unsigned group_bits(const SparseRows& rows, int64_t n, int64_t group) {
-    return static_cast<unsigned>(rows.tensors.mask[n * rows.mask_stride() + group / 2]) >> (group % 2 * 4) & 15u;
+// The mask of 16 groups of row n, from group `first` on, a multiple of 16: four bits each, zeros beyond K.
+uint64_t mask_of_groups(const SparseRows& rows, int64_t n, int64_t first) {
+    uint64_t mask = 0;
+    const int64_t at = first / 2, bytes = std::min<int64_t>(8, rows.mask_stride() - at);
+    for (int64_t i = 0; i < bytes; ++i) mask |= uint64_t{rows.tensors.mask[n * rows.mask_stride() + at + i]} << 8 * i;
+    return mask;
 }
 
-// Stored groups of row n in one block.
-int64_t count_groups(const SparseRows& rows, int64_t n, int64_t block, int64_t block_groups) {
-    const uint8_t* mask = rows.tensors.mask + n * rows.mask_stride();
-    const int64_t last = std::min((block + 1) * block_groups / 2, rows.mask_stride());
+// The lowest bit of each four of which one is set.
+uint64_t any_of_four(uint64_t mask) { return (mask | mask >> 1 | mask >> 2 | mask >> 3) & 0x1111111111111111; }
+
+// Stored groups of row n from group `first`, a multiple of 16, to `last`.
+int64_t count_groups(const SparseRows& rows, int64_t n, int64_t first, int64_t last) {
     int64_t stored = 0;
-    for (int64_t i = block * block_groups / 2; i < last; ++i) stored += (mask[i] & 0x0f) != 0, stored += (mask[i] & 0xf0) != 0;
+    for (int64_t group = first; group < last; group += 16) stored += std::popcount(any_of_four(mask_of_groups(rows, n, group)));
     return stored;
 }
 
 struct Plan {
     int64_t groups, stored_groups, block_groups, blocks;
     std::vector<int64_t> offsets;  // [strips + 1]
+
+    int64_t count(const SparseRows& rows, int64_t n, int64_t block) const {
+        return count_groups(rows, n, block * block_groups, std::min((block + 1) * block_groups, groups));
+    }
 };
 
 Plan make_plan(const SparseRows& rows) {
     const int64_t N = rows.spec.N;
     Plan plan{};
     plan.groups = count_of(rows.spec.K, kGroup);
-    for (int64_t n = 0; n < N; ++n) plan.stored_groups += count_groups(rows, n, 0, 2 * rows.mask_stride());
+    for (int64_t n = 0; n < N; ++n) plan.stored_groups += count_groups(rows, n, 0, plan.groups);
     plan.block_groups = plan.stored_groups < N * plan.groups / 8 ? kLongBlock : kShortBlock;
     plan.blocks = count_of(plan.groups, plan.block_groups);
     const int64_t strips = count_of(N, kStripColumns);
@@ -47,7 +55,7 @@ Plan make_plan(const SparseRows& rows) {
         for (int64_t block = 0; block < plan.blocks; ++block) {
             int64_t stored = 0;
             for (int64_t n = s * kStripColumns; n < std::min(N, (s + 1) * kStripColumns); ++n) {
-                stored += count_groups(rows, n, block, plan.block_groups);
+                stored += plan.count(rows, n, block);
             }
             bytes += segment_bytes(stored);
         }
@@ -64,11 +72,13 @@ struct PackedRow {
 
     void pack(const SparseRows& rows, const Plan& plan, int64_t n, int64_t block) {
         const int64_t first = block * plan.block_groups, last = std::min(first + plan.block_groups, plan.groups);
-        for (int64_t group = first; group < last; ++group) {
-            const unsigned bits = group_bits(rows, n, group);
-            if (bits == 0) continue;
-            for (int64_t j = 0; j < kGroup; ++j) *words++ = (bits >> j & 1) != 0 ? *next_value++ : int8_t{0};
-            *indices++ = static_cast<uint8_t>(group - first);
+        for (int64_t group = first; group < last; group += 16) {
+            const uint64_t mask = mask_of_groups(rows, n, group);
+            for (uint64_t left = any_of_four(mask); left != 0; left &= left - 1) {
+                const int bit = std::countr_zero(left);
+                for (int j = 0; j < kGroup; ++j) *words++ = (mask >> (bit + j) & 1) != 0 ? *next_value++ : int8_t{0};
+                *indices++ = static_cast<uint8_t>(group - first + bit / 4);
+            }
         }
     }
 };
@@ -80,7 +90,7 @@ void pack_strip(const SparseRows& rows, const Plan& plan, int64_t strip, uint8_t
     for (int64_t n = 0; n < height; ++n) next_value[n] = values + rows.first_value[static_cast<size_t>(first_row + n)];
     for (int64_t block = 0; block < plan.blocks; ++block) {
         uint16_t counts[kStripColumns] = {};
-        for (int64_t n = 0; n < height; ++n) counts[n] = static_cast<uint16_t>(count_groups(rows, first_row + n, block, plan.block_groups));
+        for (int64_t n = 0; n < height; ++n) counts[n] = static_cast<uint16_t>(plan.count(rows, first_row + n, block));
         const int64_t stored = stored_in(counts), bytes = segment_bytes(stored);
         std::memset(to + bytes - 16, 0, 16);
         std::memcpy(to, counts, sizeof counts);
@@ -115,7 +125,8 @@ void for_each_group(const Part& part, int64_t strip, const Visit& visit) {
 [[noreturn]] void refuse(const std::string& what) { throw std::invalid_argument("sparse-int8: part spmm: " + what); }
 
 void check_header(const SparseSpec& spec, const Part& part, int64_t part_bytes) {
-    if (part_bytes < static_cast<int64_t>(sizeof(PartHeader))) refuse("got " + std::to_string(part_bytes) + " bytes, wanted a header of 64");
+    if (part_bytes < static_cast<int64_t>(sizeof(PartHeader)))
+        refuse("got " + std::to_string(part_bytes) + " bytes, wanted a header of 64");
     const PartHeader& h = part.header();
     if (h.N != spec.N || h.K != spec.K) {
         refuse("got N = " + std::to_string(h.N) + ", K = " + std::to_string(h.K) + ", wanted those of the weight");
@@ -160,21 +171,20 @@ int64_t check_segments(const Part& part, int64_t strip) {
 
 // Ascending groups within K, each with a value, none beyond K. Returns how many values.
 int64_t check_groups(const Part& part, int64_t strip) {
+    const int64_t last_group = part.groups() - 1;
+    const uint32_t within_k = ~uint32_t{0} >> 8 * (part.groups() * kGroup - part.header().K);
     int64_t nnz = 0, row = -1, before = -1;
-    bool right = true;
+    bool wrong = false;
     for_each_group(part, strip, [&](int64_t n, int64_t group, const int8_t* word) {
-        if (n != row) before = -1;  // the next row, or the same one in a later block
         uint32_t bits;
         std::memcpy(&bits, word, sizeof bits);
-        right = right && group > before && group < part.groups() && bits != 0;
-        for (int64_t j = 0; j < kGroup; ++j) {
-            nnz += word[j] != 0;
-            right = right && (word[j] == 0 || group * kGroup + j < part.header().K);
-        }
+        before = n == row ? before : -1;  // the next row, or the same one in a later block
+        wrong |= (group <= before) | (group > last_group) | (bits == 0) | ((group == last_group) & ((bits & ~within_k) != 0));
+        nnz += std::popcount((bits | ((bits & 0x7f7f7f7f) + 0x7f7f7f7f)) & 0x80808080);
         row = n;
         before = group;
     });
-    if (!right) refuse("strip " + std::to_string(strip) + " has a group out of order, out of K, or empty");
+    if (wrong) refuse("strip " + std::to_string(strip) + " has a group out of order, out of K, or empty");
     return nnz;
 }
 

@@ -127,7 +127,7 @@ def bench_sparse(
     says which Python has it. The --json file is written after every case.
     """
     from gossamer.bench import results, sparse, sparse_cases
-    from gossamer.bench.sparse_tables import goal_lines, judge, tables
+    from gossamer.bench.sparse_tables import goal_line, judge, tables
 
     if cases:
         chosen = sparse_cases.read_cases(cases, only)
@@ -159,8 +159,9 @@ def bench_sparse(
     _print_facts(measured)
     for table in tables(measured.rows):
         print_table(table.title, table.header, table.lines, table.below)
-    if verdicts := [verdict for case in chosen for verdict in judge(case, measured)]:
-        print_table("goals", *goal_lines(verdicts))
+    for case in chosen:
+        for verdict in judge(case, measured):
+            terminal.console.print(goal_line(verdict), highlight=False, soft_wrap=True)
     if plot:
         from gossamer.bench.sparse_plot import plot_break_even
 

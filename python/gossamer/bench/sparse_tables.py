@@ -127,7 +127,7 @@ def _verdict(goal: Goal, wanted: float, reached: float, row: Row) -> Verdict:
     share = row["roof_share"] if is_number(row.get("roof_share")) else None
     near_roof = goal.roof is not None and share is not None and share >= goal.roof
     other = goal.over or f"itself, {goal.over_mask}"
-    where = f"{row['case']}: {row['N']}x{row['K']} M={row['M']} {row['mask']}"
+    where = f"{row['N']}x{row['K']} M={row['M']} {row['mask']}"
     where += f", {share:.0%} of the roof" if share is not None else ""
     where += ", noisy" if row["noisy"] else ""
     return Verdict(
@@ -140,21 +140,12 @@ def _verdict(goal: Goal, wanted: float, reached: float, row: Row) -> Verdict:
     )
 
 
-def goal_lines(verdicts: Sequence[Verdict]) -> tuple[list[str], list[list[str]]]:
-    """Header and cells of the table of goals."""
-    header = ["goal", "sparsity", "wanted", "reached", "lowest at", ""]
-    lines = [
-        [
-            verdict.goal,
-            f"{100 * verdict.sparsity:.3g} %",
-            f"{verdict.wanted:.2f}x",
-            f"{verdict.reached:.2f}x",
-            verdict.where,
-            "met" if verdict.met else "missed",
-        ]
-        for verdict in verdicts
-    ]
-    return header, lines
+def goal_line(verdict: Verdict) -> str:
+    """One line that says whether a goal is met."""
+    word = "met   " if verdict.met else "missed"
+    share = f"{100 * verdict.sparsity:.3g} %"
+    figures = f"{verdict.reached:.2f}x, wanted {verdict.wanted:.2f}x"
+    return f"{word} {verdict.goal} at {share}: {figures} ({verdict.where})"
 
 
 Curve = list[tuple[float, float]]
