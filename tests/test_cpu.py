@@ -122,6 +122,7 @@ def test_roofline(monkeypatch: pytest.MonkeyPatch) -> None:
     assert list(found.peaks) == _C.peak_instructions()
     for instruction, isa in {
         "fma-f32": "avx2",
+        "expand-int8": "avx512vbmi2",
         "avx512-bf16": "avx512bf16",
         "amx-int8": "amx",
         "amx-bf16": "amx",

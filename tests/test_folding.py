@@ -24,15 +24,15 @@ class TestTorchPrune:
         layers = [model[0], model[2], model[3]]
         if request.param == "global":
             tensors = [(layer, "weight") for layer in layers]
-            prune.global_unstructured(tensors, prune.L1Unstructured, amount=0.85)
+            prune.global_unstructured(tensors, prune.L1Unstructured, amount=0.9)
         for layer in layers:
             if request.param in ("local", "twice"):
-                prune.l1_unstructured(layer, "weight", amount=0.85)
+                prune.l1_unstructured(layer, "weight", amount=0.9)
             if request.param == "twice":
                 prune.random_unstructured(layer, "weight", amount=0.2)
                 prune.l1_unstructured(layer, "bias", amount=0.5)
             if request.param == "structured":
-                prune.ln_structured(layer, "weight", amount=0.85, n=2, dim=1)
+                prune.ln_structured(layer, "weight", amount=0.9, n=2, dim=1)
         return model
 
     @pytest.mark.parametrize("scheme", ["int8", "sparse-int8", "sparse-fp32"])
@@ -65,7 +65,7 @@ class TestTorchPrune:
     def test_layers_left_alone_and_failures_keep_their_masks(self) -> None:
         model = mlp()
         for i in (0, 2):
-            prune.l1_unstructured(model[i], "weight", amount=0.85)
+            prune.l1_unstructured(model[i], "weight", amount=0.9)
         with torch.no_grad():
             model[3].weight[0, 0] = torch.nan
         with pytest.raises(ValueError, match="NaN"):
@@ -79,7 +79,7 @@ class TestTorchPrune:
     def test_other_hooks_stay(self) -> None:
         model, seen = mlp(), []
         handle = model[0].register_forward_pre_hook(lambda *args: seen.append("mine"))
-        prune.l1_unstructured(model[0], "weight", amount=0.85)
+        prune.l1_unstructured(model[0], "weight", amount=0.9)
         gs.compress(model, "sparse-int8")
         model(torch.randn(1, 96))
         handle.remove()

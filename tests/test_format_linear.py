@@ -100,7 +100,8 @@ class TestModules:
             gs.nn.Linear(64, 8, weight=weight, activations="int8")
 
     def test_schemes_name_what_is_wrong(self) -> None:
-        with pytest.raises(ValueError, match=r"scheme: got 'int3', wanted one of int8, .*, sparse-fp32$"):
+        message = r"scheme: got 'int3', wanted one of int8, .*, sparse-fp32$"
+        with pytest.raises(ValueError, match=message):
             gs.Quantize("int3")
         with pytest.raises(ValueError, match=r"Quantize: group_size: got 16, wanted None, 32, 64"):
             gs.Quantize("int8", group_size=16)

@@ -50,8 +50,8 @@ def model_dir(tmp_path: Path) -> Path:
     [
         (("--prune", 0.9), [gs.Prune(0.9), "int8"]),
         (
-            ("--scheme", "sparse-fp32", "--prune", 0.8, "--scope", "row", "--pattern", "1x4"),
-            [gs.Prune(0.8, "row", "1x4"), "sparse-fp32"],
+            ("--scheme", "sparse-fp32", "--prune", 0.9, "--scope", "row", "--pattern", "1x4"),
+            [gs.Prune(0.9, "row", "1x4"), "sparse-fp32"],
         ),
         (("--scheme", "int4-g32", "--pattern", "1:8"), [gs.Prune(pattern="1:8"), "int4-g32"]),
     ],

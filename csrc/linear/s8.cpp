@@ -176,7 +176,10 @@ void run(const ProductCall& call, const W& weight) {
 
 void product_s8(const ProductCall& call) {
     if (const auto* w = std::get_if<Int8Weight>(&call.weight.form)) return run(call, *w);
-    if (const auto* w = std::get_if<SparseWeight>(&call.weight.form)) return run(call, *w);
+    if (const auto* w = std::get_if<SparseWeight>(&call.weight.form)) {
+        if (const U4Kernels* u4 = u4_for(call, *w)) return product_sparse_u4(call, *w, *u4);
+        return run(call, *w);
+    }
     const FourBitWeight& four_bit = std::get<FourBitWeight>(call.weight.form);
     if (const U4Kernels* u4 = u4_for(call, four_bit)) return product_u4(call, four_bit, *u4);
     run(call, four_bit);

@@ -13,11 +13,11 @@ constexpr const char* kPathNames[kSparsePathCount] = {"auto", "gemv", "expand", 
 
 // Kernels that multiply this weight as they read it, for at most max_rows rows; 0 rows where there are none.
 int64_t gemv_rows(const SparseWeight& w, Lane lane, Isa isa) {
-    if (!w.has(kPartBitmask) || w.spec.activations == Activations::int8_group) return 0;
+    if (!w.has(kPartBitmask)) return 0;
     if (lane == Lane::s8) {
         const SparseS8Kernels& kernels = select_kernels(sparse_s8_list(), isa);
         const bool int8 = w.spec.format == FormatId::sparse_int8;
-        const bool fits = int8 ? w.layout.G == 0 && w.layout.sum_blocks == 1 : w.layout.K64 <= kMaxSumK || w.layout.G != 0;
+        const bool fits = int8 ? w.layout.G == 0 && w.layout.sum_blocks == 1 : w.layout.G != 0 || w.layout.K64 <= kMaxSumK;
         return fits && (int8 ? kernels.run_int8 != nullptr : kernels.run_int4 != nullptr) ? kernels.max_rows : 0;
     }
     const SparseFloatKernels& kernels = select_kernels(sparse_float_list(), isa);

@@ -357,6 +357,24 @@ void test_damaged_indices() {
     check(refused(spec, w.part, w.part.size()), "an index beyond its block");
 }
 
+// One value at the last k: its index may not pass the end of x, nor may those of the zeros that fill up its slice.
+void test_index_beyond_x() {
+    const int64_t K = 200, index = round_up(round_up(kHeaderBytes + 2 * kTileBytes, 64) + kSliceBytes, 64);
+    std::vector<float> dense(static_cast<size_t>(K));
+    dense.back() = 1;
+    Matrix w(1, K, "one value", dense);
+    check(w.part[index] == 199, "the index stands where the layout says");
+    w.part[index] = 198;
+    spmm_check(spec_of(1, K), w.part.data(), w.part.size());
+    w.part[index] = 200;
+    check(refused(spec_of(1, K), w.part, w.part.size()), "an index beyond x");
+    w.part[index] = 199;
+    for (const uint8_t fill : {uint8_t{1}, uint8_t{200}, uint8_t{0xff}}) {
+        w.part[index + 1] = fill;
+        check(refused(spec_of(1, K), w.part, w.part.size()), "a zero that fills up, at index " + std::to_string(fill));
+    }
+}
+
 }  // namespace
 }  // namespace gossamer::test
 
@@ -371,5 +389,6 @@ int main() {
     test_odd_weights();
     test_damaged();
     test_damaged_indices();
+    test_index_beyond_x();
     return finish();
 }

@@ -1,4 +1,4 @@
-// The kernels over the vector type of simd/<isa>.h; avx512.cpp and avx2.cpp include that and a transpose, then this. Contract: kernels.h.
+// What the kernels of AVX2 and AVX-512 share: they include simd/<isa>.h and a transpose, then this. Contract: kernels.h.
 #pragma once
 #include <immintrin.h>
 
@@ -8,38 +8,6 @@
 
 namespace gossamer {
 namespace {
-
-// R rows of a slice at a time, L vectors of x for each: R * L sums in registers, which hide the latency of the multiply-add.
-template <int R, int L>
-void run_rows(const SpmmF32Block& block) {
-    constexpr int64_t columns = L * Vec::width;
-    const uint8_t* indices = block.indices;
-    const float* values = block.values;
-    for (int64_t s = 0; s < block.slice_count; ++s) {
-        const SpmmF32Slice& slice = block.slices[s];
-        const int64_t stored = slice.count * int64_t{4};
-        for (int first = 0; first < 4; first += R) {
-            float* c[R];
-            Vec sum[R][L];
-            for (int r = 0; r < R; ++r) {
-                c[r] = block.c + slice.rows[first + r] * columns;
-                for (int l = 0; l < L; ++l) sum[r][l] = load(c[r] + l * Vec::width);
-            }
-            for (int64_t i = first; i < stored; i += 4) {
-                for (int r = 0; r < R; ++r) {
-                    const float* x = block.x + indices[i + r] * columns;
-                    const Vec value = broadcast(values[i + r]);
-                    for (int l = 0; l < L; ++l) sum[r][l] = multiply_add(value, load(x + l * Vec::width), sum[r][l]);
-                }
-            }
-            for (int r = 0; r < R; ++r) {
-                for (int l = 0; l < L; ++l) store(c[r] + l * Vec::width, sum[r][l]);
-            }
-        }
-        indices += stored;
-        values += stored;
-    }
-}
 
 // One row of x: the four rows of a slice stand in the vector. 1.15 cycles a value on Zen 4; VGATHERDPS takes 1.5, and a second sum changes
 // nothing.

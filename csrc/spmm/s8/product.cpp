@@ -4,9 +4,12 @@
 // the lines of a block of K (part_layout.h) stay in L1 for the strip.
 //
 // Small M runs the same loop with a tile of 16 rows, of which the rest is zero. A gather form (16 groups of a row at a time, VPGATHERDD of
-// words of x) was reckoned and not written: a gather of 16 words takes about 30 cycles on Zen 4 and 12 on Intel, so 1 to 2 cycles a
-// stored group, and the tile of 16 rows takes 1.3 to 1.5; and both read 5 bytes for each stored group where the bitmask part reads
-// 1/8 + d bytes a weight, 0.23 against 0.43 at 90 %.
+// words of x) was tried and not taken: its bare loop needs 1.4 cycles a stored group and row of x on Zen 4, without the ends of rows, where
+// the tile needs 1.6 to 2.1 for up to 16 rows. So it could win for one row alone, and there the bitmask part, which streams 1/8 + d bytes
+// a weight, has half of the bytes to read at 90 % of zeros (0.23 against 0.43) and no index to wait for.
+//
+// Segments of 64 rows, which would load the lines of x half as often, were 5 to 10 % faster by themselves on Zen 4, but leave the threads
+// half as many pieces to share.
 #include <algorithm>
 #include <limits>
 

@@ -6,6 +6,7 @@ value type and, for one row, the share of the roof of reading the stored bytes. 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
@@ -24,6 +25,8 @@ from gossamer.bench.rows import figures, offset, relative_error
 from gossamer.bench.sparse_cases import Case, Point
 from gossamer.bench.sparse_contenders import Entrant, choose
 from gossamer.bench.sparse_weights import PrunedWeight, draw_input
+
+EXPAND = "expand-int8"  # of peak_instructions(): sparse int8 expanded and multiplied with one row
 
 
 @dataclass(frozen=True)
@@ -67,7 +70,8 @@ def run_sparse(
     Results
         Rows of kind ``sparse``: case, source, N, K, M, mask, sparsity, density, cold_gib, isa,
         contender, twin, and ms, spread, noisy, speedup (over the twin), error, bytes (of the stored
-        weight), gb_per_second and roof_share (None for M > 1), samples_ms; or ``failure``.
+        weight), gb_per_second, roof ("reading" or
+        "expanding") and roof_share (none for M > 1), samples_ms; or ``failure``.
 
     Raises
     ------
@@ -209,24 +213,31 @@ def _add_bytes(
 
 
 def _add_shares(rows: Sequence[Row], case: Case, threads: int) -> None:
-    """Set what was read in a second, and its share of what this machine can read, where M is 1.
+    """Set what was read in a second, and its share of the lower of two roofs, where M is 1.
 
-    The roof is that of a buffer as large as what is read again and again: the weight, or all the
-    copies that a cold case goes round.
+    One roof is what this machine can read of a buffer as large as what is read again and again: the
+    weight, or all the copies that a cold case goes round. The other, for sparse int8, is how fast
+    it expands weights that are in L1 and multiplies them with one row.
     """
     from gossamer import _C
 
     cold = case.points()[0].cold_bytes
-    reading = [row for row in rows if row["M"] == 1 and row["failure"] is None and row["bytes"]]
-    sizes = {cold or row["bytes"] for row in reading}
+    expands = EXPAND in _C.peak_instructions()
+    expanding = _C.peak_ops(EXPAND, threads, SECONDS) if expands else math.inf
+    single = [row for row in rows if row["M"] == 1 and row["failure"] is None and row["bytes"]]
+    sizes = {cold or row["bytes"] for row in single}
     roof = {
         size: _C.read_bandwidth(max(size, SMALLEST_READ_BYTES), threads, SECONDS)
         for size in sorted(sizes)
     }
-    for row in reading:
-        rate = row["bytes"] / (row["ms"] / 1e3)
-        row["gb_per_second"] = rate / 1e9
-        row["roof_share"] = rate / roof[cold or row["bytes"]]
+    for row in single:
+        seconds = row["ms"] / 1e3
+        row["gb_per_second"] = row["bytes"] / seconds / 1e9
+        reading = row["bytes"] / roof[cold or row["bytes"]]
+        sparse_int8 = row["contender"].startswith("sparse-int8")
+        expanded = 2 * row["N"] * row["K"] / expanding if sparse_int8 else 0.0
+        row["roof"] = "reading" if reading >= expanded else "expanding"
+        row["roof_share"] = max(reading, expanded) / seconds
 
 
 def _rows_of(rows: Sequence[Row], weight: PrunedWeight, M: int | None = None) -> list[Row]:

@@ -209,7 +209,7 @@ class PackedConv(PackedModule):
     def _pack(self, weight: Format) -> Tensor:
         rows = self._geometry.out_channels // self._parts
         parts = [weight.rows(i * rows, i * rows + rows) for i in range(self._parts)]
-        return torch.cat([part.pack(self.activations) for part in parts])
+        return torch.cat([PackedModule._pack(self, part) for part in parts])
 
     def _quantize(self, matrix: Tensor) -> Format:
         return quantize_groups(matrix, self._parts, super()._quantize)
