@@ -65,7 +65,7 @@ def test_a_pruned_model_loads_again_as_documented(
     out = tmp_path / "out"
     shown = gossamer("compress", model_dir, out, *arguments)
     assert shown.exit_code == 0, shown.output
-    assert "bitmask" in shown.stdout
+    assert "parts" in shown.stdout.splitlines()[0]
     expected = transformers.BertForMaskedLM.from_pretrained(model_dir).eval()
     gs.compress(expected, recipe)
 

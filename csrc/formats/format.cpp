@@ -14,8 +14,8 @@
 namespace gossamer {
 namespace {
 
-constexpr const char* kFormatNames[] = {"", "int8", "int4", "nf4", "fp4", "mxfp4", "fp8_e4m3", "fp8_e5m2", "bf16",
-                                        "sparse-int8", "sparse-int4", "sparse-bf16", "sparse-fp32"};
+constexpr const char* kFormatNames[] = {"",         "int8", "int4",        "nf4",         "fp4",         "mxfp4",      "fp8_e4m3",
+                                        "fp8_e5m2", "bf16", "sparse-int8", "sparse-int4", "sparse-bf16", "sparse-fp32"};
 constexpr const char* kActivationsNames[] = {"int8", "exact", "int8-group"};
 constexpr const char* kScaleTypeNames[] = {"float32", "bfloat16", "float16", "e8m0"};
 
@@ -24,7 +24,8 @@ constexpr const char* kScaleTypeNames[] = {"float32", "bfloat16", "float16", "e8
 void check_codes(const PackedHeader& header) {
     const auto format = static_cast<uint32_t>(header.format), activations = static_cast<uint32_t>(header.activations),
                scale_type = static_cast<uint32_t>(header.scale_type);
-    if (format == 0 || format >= std::size(kFormatNames)) fail("got format " + std::to_string(format) + ", wanted 1 to " + std::to_string(static_cast<int>(kLastFormat)));
+    if (format == 0 || format >= std::size(kFormatNames))
+        fail("got format " + std::to_string(format) + ", wanted 1 to " + std::to_string(static_cast<int>(kLastFormat)));
     if (activations >= std::size(kActivationsNames)) fail("got activations " + std::to_string(activations) + ", wanted 0 to 2");
     if (scale_type >= std::size(kScaleTypeNames)) fail("got scale type " + std::to_string(scale_type) + ", wanted 0 to 3");
     if (header.has_zero_points > 1) fail("got zero points " + std::to_string(header.has_zero_points) + ", wanted 0 or 1");

@@ -46,8 +46,8 @@ SparsePath sparse_path(const SparseWeight& w, Lane lane, int64_t M, Isa isa, Spa
         case SparsePath::automatic: return best_path(w, lane, M, isa);
         case SparsePath::gemv:
             if (M <= gemv_rows(w, lane, isa)) return wanted;
-            throw std::invalid_argument(what + "it takes at most " + std::to_string(gemv_rows(w, lane, isa)) + " rows of this weight, got " +
-                                        std::to_string(M));
+            throw std::invalid_argument(what + "it takes at most " + std::to_string(gemv_rows(w, lane, isa)) +
+                                        " rows of this weight, got " + std::to_string(M));
         case SparsePath::expand:
             if (w.has(kPartBitmask)) return wanted;
             throw std::invalid_argument(what + "the weight was packed without the part bitmask");

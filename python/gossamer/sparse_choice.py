@@ -39,9 +39,9 @@ class Thresholds(NamedTuple):
 _NEVER = math.inf
 # The scalar kernels are no faster for more zeros unless they skip them.
 THRESHOLDS: dict[tuple[str, str], Thresholds] = {
-    ("sparse-fp32", "amx"): Thresholds(Regime(0.3, 0.95), Regime(0.5, 0.55)),
-    ("sparse-fp32", "avx512vbmi2"): Thresholds(Regime(0.3, 0.95), Regime(0.5, 0.55)),
-    ("sparse-fp32", "avx512"): Thresholds(Regime(0.3, 0.95), Regime(0.5, 0.55)),
+    ("sparse-fp32", "amx"): Thresholds(Regime(0.3, 0.75), Regime(0.3, 0.3)),
+    ("sparse-fp32", "avx512vbmi2"): Thresholds(Regime(0.3, 0.75), Regime(0.3, 0.3)),
+    ("sparse-fp32", "avx512"): Thresholds(Regime(0.3, 0.75), Regime(0.3, 0.3)),
     ("sparse-fp32", "avx2"): Thresholds(Regime(0.4, 0.9), Regime(0.6, 0.6)),
     ("sparse-fp32", "scalar"): Thresholds(Regime(0.7, 0.7), Regime(0.8, 0.7)),
     ("sparse-bf16", "amx"): Thresholds(Regime(0.3, _NEVER), Regime(0.3, _NEVER)),
@@ -50,12 +50,12 @@ THRESHOLDS: dict[tuple[str, str], Thresholds] = {
     ("sparse-bf16", "avx2"): Thresholds(Regime(0.5, _NEVER), Regime(0.5, _NEVER)),
     ("sparse-bf16", "scalar"): Thresholds(Regime(0.7, _NEVER), Regime(0.7, _NEVER)),
     ("sparse-int8", "amx"): Thresholds(Regime(0.3, _NEVER), Regime(0.3, _NEVER)),
-    ("sparse-int8", "avx512vbmi2"): Thresholds(Regime(0.3, _NEVER), Regime(0.3, 0.85)),
+    ("sparse-int8", "avx512vbmi2"): Thresholds(Regime(0.3, _NEVER), Regime(0.3, 0.75)),
     ("sparse-int8", "avx512"): Thresholds(Regime(0.5, _NEVER), Regime(0.5, 0.85)),
     ("sparse-int8", "avx2"): Thresholds(Regime(0.6, _NEVER), Regime(0.6, 0.85)),
     ("sparse-int8", "scalar"): Thresholds(Regime(0.7, _NEVER), Regime(0.7, 0.8)),
     ("sparse-int4", "amx"): Thresholds(Regime(0.4, _NEVER), Regime(0.4, _NEVER)),
-    ("sparse-int4", "avx512vbmi2"): Thresholds(Regime(0.4, _NEVER), Regime(0.4, _NEVER)),
+    ("sparse-int4", "avx512vbmi2"): Thresholds(Regime(0.5, _NEVER), Regime(0.5, _NEVER)),
     ("sparse-int4", "avx512"): Thresholds(Regime(0.6, _NEVER), Regime(0.6, _NEVER)),
     ("sparse-int4", "avx2"): Thresholds(Regime(0.7, _NEVER), Regime(0.7, _NEVER)),
     ("sparse-int4", "scalar"): Thresholds(Regime(0.8, _NEVER), Regime(0.8, _NEVER)),

@@ -18,7 +18,7 @@ struct AnyKind {
     bool zero_points = false;
     int64_t G = 0;
     Activations activations = Activations::exact;
-    bool uneven = false;  // 4 bits only: scales that keep exact groups where there are at least 12
+    bool uneven = false;           // 4 bits only: scales that keep exact groups where there are at least 12
     uint8_t parts = kPartBitmask;  // sparse formats only
     SparsePattern pattern = SparsePattern::any;
 

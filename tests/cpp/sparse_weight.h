@@ -22,8 +22,8 @@ class RandomSparseWeight {
 public:
     SparseSpec spec;
     std::vector<uint8_t> mask, values, scales;
-    std::vector<double> dense;      // [N, K]: values times scales
-    std::vector<uint32_t> bits;     // [N, K]: of the values, those of zero where nothing is stored
+    std::vector<double> dense;   // [N, K]: values times scales
+    std::vector<uint32_t> bits;  // [N, K]: of the values, those of zero where nothing is stored
     int64_t nnz = 0;
 
     RandomSparseWeight(const SparseSpec& s, const SparseShape& shape, uint64_t seed) : spec(s), random_(seed) {
@@ -98,8 +98,9 @@ private:
 
     void add_value(int64_t n, int64_t k) {
         const size_t at = static_cast<size_t>(n * spec.K + k);
-        const double scale =
-            scale_values_.empty() ? 1.0 : static_cast<double>(scale_values_[static_cast<size_t>(n * groups() + (spec.G == 0 ? 0 : k / spec.G))]);
+        const double scale = scale_values_.empty()
+                                 ? 1.0
+                                 : static_cast<double>(scale_values_[static_cast<size_t>(n * groups() + (spec.G == 0 ? 0 : k / spec.G))]);
         if (spec.format == FormatId::sparse_int8 || spec.format == FormatId::sparse_int4) {
             const bool int8 = spec.format == FormatId::sparse_int8;
             int64_t value = 0;

@@ -78,8 +78,11 @@ void check_list_without_scalar(std::span<const Kernels* const> list, Isa lowest,
 
 void test_roofline() {
     const std::vector<std::string> names = peak_instructions();
-    const std::pair<const char*, Isa> brought_by[] = {
-        {"fma-f32", Isa::avx2}, {"expand-int8", Isa::avx512vbmi2}, {"avx512-bf16", Isa::avx512bf16}, {"amx-int8", Isa::amx}, {"amx-bf16", Isa::amx}};
+    const std::pair<const char*, Isa> brought_by[] = {{"fma-f32", Isa::avx2},
+                                                      {"expand-int8", Isa::avx512vbmi2},
+                                                      {"avx512-bf16", Isa::avx512bf16},
+                                                      {"amx-int8", Isa::amx},
+                                                      {"amx-bf16", Isa::amx}};
     for (const auto& [name, isa] : brought_by) {
         check((std::count(names.begin(), names.end(), name) == 1) == isa_available(isa), std::string(name) + ": where the machine has it");
     }

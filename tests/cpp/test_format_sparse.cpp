@@ -15,8 +15,9 @@ namespace {
 constexpr FormatId kFormats[] = {FormatId::sparse_int8, FormatId::sparse_int4, FormatId::sparse_bf16, FormatId::sparse_f32};
 constexpr SparsePattern kPatterns[] = {SparsePattern::any, SparsePattern::b1x4, SparsePattern::b1x16, SparsePattern::b4x1,
                                        SparsePattern::b16x1};
-constexpr SparseShape kShapes[] = {{1, 1, 1.0},   {1, 1, 0.0},    {16, 64, 0.5}, {17, 65, 0.3}, {37, 300, 0.5}, {48, 257, 0.1},
-                                   {5, 1000, 0.8}, {33, 128, 0.0}, {33, 127, 1.0}, {31, 521, 0.4, SparsePattern::any, true}};
+constexpr SparseShape kShapes[] = {
+    {1, 1, 1.0},    {1, 1, 0.0},    {16, 64, 0.5},  {17, 65, 0.3},  {37, 300, 0.5},
+    {48, 257, 0.1}, {5, 1000, 0.8}, {33, 128, 0.0}, {33, 127, 1.0}, {31, 521, 0.4, SparsePattern::any, true}};
 
 SparseSpec spec_of(FormatId format, int64_t N, int64_t K, int64_t G, SparsePattern pattern) {
     const bool integer = format == FormatId::sparse_int8 || format == FormatId::sparse_int4;
@@ -139,7 +140,9 @@ void check_patterns() {
             w.spec.pattern = pattern;
             const Guarded<uint8_t> packed = w.packed();
             const SparseWeight view = sparse_view(packed.data(), packed.size());
-            const int64_t block = pattern == SparsePattern::any ? 1 : pattern == SparsePattern::b1x4 || pattern == SparsePattern::b4x1 ? 4 : 16;
+            const int64_t block = pattern == SparsePattern::any                                      ? 1
+                                  : pattern == SparsePattern::b1x4 || pattern == SparsePattern::b4x1 ? 4
+                                                                                                     : 16;
             check(view.panels() * view.layout.mask_stride == 64 * 512 / 8 / block, w.text() + ": bytes of masks");
             if (format != FormatId::sparse_int4 || block > 1) {
                 check(view.value_bytes() == w.nnz * view.layout.value_bits / 8, w.text() + ": no zeros are stored");
@@ -169,7 +172,8 @@ void check_refused() {
                 refused(static_cast<int64_t>(field), 0xf0);
             }
             refused(static_cast<int64_t>(offsetof(PackedHeader, nnz)) + 7, 0x80);
-            for (const int64_t bytes : {int64_t{63}, int64_t{64}, l.masks_offset, l.values_offset, packed.size() - 64, packed.size() + 64}) {
+            for (const int64_t bytes :
+                 {int64_t{63}, int64_t{64}, l.masks_offset, l.values_offset, packed.size() - 64, packed.size() + 64}) {
                 check_throws<std::invalid_argument>([&] { sparse_view(packed.data(), bytes); }, "packed weight: ");
             }
         }

@@ -60,7 +60,8 @@ Expected expected_output(const Layer& layer) {
     // Roundings of fp32: of a float lane two per product, of the s8 lane two per group; then the epilogue's.
     const int64_t groups = w.kind.G == 0 ? 1 : (w.K + w.kind.G - 1) / w.kind.G, roundings = 5 + 2 * (exact ? w.K : groups);
     // The bf16 lane rounds what is expanded to it, unless every value is a bf16.
-    const double rounded = exact && o.x_dtype == DType::bf16 && w.kind.format != FormatId::bf16 && w.kind.format != FormatId::sparse_f32 ? 0x1p-8 : 0;
+    const double rounded =
+        exact && o.x_dtype == DType::bf16 && w.kind.format != FormatId::bf16 && w.kind.format != FormatId::sparse_f32 ? 0x1p-8 : 0;
     Expected e;
     for (int64_t m = 0; m < layer.M; ++m) {
         const std::vector<double> row = row_of(layer, m);
@@ -128,7 +129,8 @@ std::vector<AnyKind> all_kinds() {
     }
     kinds.push_back({FormatId::sparse_int8, f32, false, 0, int8, false, kPartSpmm});
     kinds.push_back({FormatId::sparse_bf16});
-    for (const uint8_t parts : {kPartBitmask, kPartSpmm}) kinds.push_back({FormatId::sparse_f32, f32, false, 0, Activations::exact, false, parts});
+    for (const uint8_t parts : {kPartBitmask, kPartSpmm})
+        kinds.push_back({FormatId::sparse_f32, f32, false, 0, Activations::exact, false, parts});
     return kinds;
 }
 

@@ -22,8 +22,8 @@ void check_offsets(const SparseWeight& w) {
         for (int64_t tile = 0; tile < l.tiles; ++tile) {
             const int64_t found = w.offsets[panel * l.tiles + tile];
             if (found != expected) {
-                fail(w, "tile " + std::to_string(tile) + " of panel " + std::to_string(panel) + " begins at byte " +
-                            std::to_string(found) + ", but its masks say " + std::to_string(expected));
+                fail(w, "tile " + std::to_string(tile) + " of panel " + std::to_string(panel) + " begins at byte " + std::to_string(found) +
+                            ", but its masks say " + std::to_string(expected));
             }
             const int64_t first_k = tile * kSparseTileK, last_k = std::min(first_k + kSparseTileK, l.K64);
             const uint8_t* masks = w.masks + panel * l.mask_stride + mask_bytes(w.spec.pattern, first_k);
@@ -45,7 +45,8 @@ void check_spec(const SparseSpec& spec) {
         throw std::invalid_argument(what + "got parts " + std::to_string(spec.parts) + ", wanted 1 to 3");
     }
     if ((spec.parts & kPartSpmm) != 0 && !spmm_offered(spec)) {
-        throw std::invalid_argument(what + "has a part for skipping zeros, which only sparse-fp32 and sparse-int8 (per channel, int8 activations) have");
+        throw std::invalid_argument(
+            what + "has a part for skipping zeros, which only sparse-fp32 and sparse-int8 (per channel, int8 activations) have");
     }
 }
 
@@ -73,7 +74,8 @@ void check_parts(SparseWeight& w, const uint8_t* packed) {
         w.spmm_bytes = w.size_bytes - end;
         spmm_check(w.spec, w.spmm, w.spmm_bytes);
         const int64_t found = spmm_nnz(w.spec, w.spmm);
-        if (found != w.nnz) fail(w, "got " + std::to_string(w.nnz) + " values, but the part for skipping zeros has " + std::to_string(found));
+        if (found != w.nnz)
+            fail(w, "got " + std::to_string(w.nnz) + " values, but the part for skipping zeros has " + std::to_string(found));
     } else if (end != w.size_bytes) {
         fail(w, "got " + std::to_string(w.size_bytes) + " bytes, wanted " + std::to_string(end));
     }

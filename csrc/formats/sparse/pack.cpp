@@ -133,9 +133,7 @@ void pack_bitmask(const SparseRows& rows, const SparseLayout& l, char* packed, i
         }
     }
     offsets[panels * l.tiles] = bytes;
-    for_each_panel([&](int64_t panel) {
-        pack_values(rows, l, panel, masks + panel * l.mask_stride, values + offsets[panel * l.tiles]);
-    });
+    for_each_panel([&](int64_t panel) { pack_values(rows, l, panel, masks + panel * l.mask_stride, values + offsets[panel * l.tiles]); });
 }
 
 int64_t bitmask_end(const SparseRows& rows, const SparseLayout& l) {

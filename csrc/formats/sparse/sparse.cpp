@@ -1,6 +1,4 @@
 // Where the parts of a sparse weight lie, its view, and its values as dense rows. Contract: format_sparse.h.
-#include "gossamer/format_sparse.h"
-
 #include <algorithm>
 #include <bit>
 #include <cstring>
@@ -9,6 +7,7 @@
 
 #include "check.h"
 #include "formats/rows.h"
+#include "gossamer/format_sparse.h"
 #include "gossamer/spmm.h"
 #include "lanes/sparse_line.h"
 #include "simd/scalar.h"
@@ -147,8 +146,9 @@ SparseWeight sparse_view(const void* packed, int64_t packed_bytes) {
     const PackedHeader header = read_header(packed, packed_bytes);
     check_format(header, header.format >= FormatId::sparse_int8 && header.format <= FormatId::sparse_f32, "a sparse format");
     SparseWeight w{};
-    w.spec = {header.format,      header.N, header.K, header.G, header.scale_type, header.activations, static_cast<SparsePattern>(header.pattern),
-              header.parts};
+    w.spec = {
+        header.format, header.N, header.K, header.G, header.scale_type, header.activations, static_cast<SparsePattern>(header.pattern),
+        header.parts};
     check_spec(w.spec);
     w.layout = sparse_layout(w.spec);
     w.size_bytes = packed_bytes;

@@ -102,14 +102,14 @@ struct SparseRows {
 struct SparseLayout {
     int64_t N, K, G;
     int64_t N16, K64;
-    int64_t groups;              // of the canonical tensors
-    int64_t packed_groups;       // of the packed scales
-    int64_t sum_k, sum_blocks;   // of init, as format_int8.h
-    int64_t line_weights;  // L
-    int64_t line_k;        // k per line: the word of the lane
-    int64_t value_bits;    // of a value: 8, 4, 16, 32
-    int64_t tiles;         // of a panel
-    int64_t mask_stride;   // bytes from a panel to the next
+    int64_t groups;             // of the canonical tensors
+    int64_t packed_groups;      // of the packed scales
+    int64_t sum_k, sum_blocks;  // of init, as format_int8.h
+    int64_t line_weights;       // L
+    int64_t line_k;             // k per line: the word of the lane
+    int64_t value_bits;         // of a value: 8, 4, 16, 32
+    int64_t tiles;              // of a panel
+    int64_t mask_stride;        // bytes from a panel to the next
     int64_t scales_offset, init_offset, offsets_offset, masks_offset, values_offset;
 };
 
