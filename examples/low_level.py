@@ -40,7 +40,8 @@ def round_rows(x: np.ndarray, weight: gs.formats.Int4) -> None:
     sums = np.einsum("mgk,ngk->mng", values.reshape(M, K // G, G).astype(np.int64), codes)
     y = (sums * weight.scales.numpy().astype(np.float32)).sum(-1) * row_scales[:, None]
     kernel = gs.kernels.matmul(x, weight)
-    assert np.allclose(y, kernel, rtol=1e-3, atol=1e-3)
+    # Without kernels that take the codes as they are, groups share one scale: docs/numerics.md.
+    assert np.linalg.norm(y - kernel) < 0.02 * np.linalg.norm(y)
     print(f"numpy and the kernel differ by at most {np.abs(y - kernel).max():.1e}")
 
 

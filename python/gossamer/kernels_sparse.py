@@ -71,8 +71,12 @@ def sparse_choice(
     ----------
     weight : Format
         A sparse one.
-    batch, activations, pattern
-        As of :func:`pack`.
+    batch : int, "large" or a tuple of these
+        As of :func:`pack`, and so the next two.
+    activations : str, optional
+        What happens to x.
+    pattern : str, optional
+        Of the blocks of zeros.
     isa : str, optional
         Of this processor or another; None takes ``gs.cpu.isa()``.
 
