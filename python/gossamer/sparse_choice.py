@@ -37,8 +37,8 @@ class Thresholds(NamedTuple):
 
 
 _NEVER = math.inf
-# avx512vbmi2 and fp32 on avx512 were measured (gossamer bench sparse, Zen 4), with weights that come
-# from memory for few rows; avx2 and avx512 for integers in parts; amx by reasoning. int8 skips
+# avx512vbmi2 and fp32 on avx512 were measured (gossamer bench sparse, Zen 4), with weights that
+# come from memory for few rows; avx2 and avx512 for integers in parts; amx by reasoning. int8 skips
 # faster than it expands from 0.75 on, but below 0.85 both parts take more than the dense weight.
 # The scalar kernels are no faster for more zeros unless they skip them.
 THRESHOLDS: dict[tuple[str, str], Thresholds] = {
