@@ -12,6 +12,9 @@
 // Up to a panel of 16 rows, 8 at a time: for 16, expanding a strip and running the dense kernel takes 1.0 to 1.3 times as long, for one row
 // twice; codes expanded for the u4 kernels 0.97 to 1.2 times.
 //
+// Where whole columns of a line are there or not (1x4, 1x16), VPEXPANDD by 16 bits, 0.83 ns a line in L1. The bits of 4x1 and 16x1 are
+// spread to 64 first.
+//
 // Four lines at a time: all masks, then all loads, then all expansions, then all products. One line after the other, as g++ orders it, took
 // 1.2 to 1.4 ns a line. Tried, no gain (Zen 4): VPEXPANDB from memory, the same by fours and 1.7 ns one by one. Lost: words of A by VPERMD
 // from a register instead of broadcasts from memory (1.1 ns); eight lines at a time with masks through general registers (1.1 ns).
@@ -116,21 +119,63 @@ struct Sums {
     }
 };
 
-template <int rows>
-void run_bytes(const SparseS8Rows& r) {
+// Lines one after the other, four at a time, by masks of 64 bits.
+class ByteReader {
+public:
+    explicit ByteReader(const SparseLines& b) : b_(b), values_(b.values) {}
+    void read(int64_t line, __m512i (&lines)[kLines]) {
+        if (line % kChunkLines == 0) masks_ = chunk_masks(b_, line, kChunkLines, room_);
+        const uint8_t* masks = masks_ + line % kChunkLines * 8;
+        prefetch(masks + kAhead);
+        prefetch(values_ + kAhead);
+        prefetch(values_ + kAhead + 64);
+        read_bytes(masks, values_, lines);
+    }
+
+private:
+    const SparseLines& b_;
+    const uint8_t *values_, *masks_ = nullptr;
+    uint64_t room_[kChunkLines];
+};
+
+// The same where columns have all 4 k of a line or none: VPEXPANDD by 16 bits, which `sharing` lines have in common.
+template <int sharing>
+class WordReader {
+public:
+    explicit WordReader(const SparseLines& b) : masks_(b.masks), values_(b.values) {}
+    void read(int64_t line, __m512i (&lines)[kLines]) {
+        const uint8_t* masks = masks_ + line / sharing * 2;
+        prefetch(masks + kAhead);
+        prefetch(values_ + kAhead);
+        prefetch(values_ + kAhead + 64);
+#pragma GCC unroll 8
+        for (int i = 0; i < kLines; ++i) {
+            lines[i] = load(values_);
+            pin(lines[i]);
+            values_ += 4 * _mm_popcnt_u32(load_bits<uint16_t>(masks + i / sharing * 2));
+        }
+#pragma GCC unroll 8
+        for (int i = 0; i < kLines; ++i) {
+            lines[i] = _mm512_maskz_expand_epi32(load_bits<uint16_t>(masks + i / sharing * 2), lines[i]);
+            pin(lines[i]);
+        }
+    }
+
+private:
+    const uint8_t *masks_, *values_;
+};
+
+template <int rows, class Reader>
+void run_lines(const SparseS8Rows& r, Reader reader) {
     Sums<rows> sums;
 #pragma GCC unroll 8
     for (int m = 0; m < rows; ++m) sums.start(m, load(r.init));
-    const uint8_t* values = r.b.values;
-    for_each_chunk(r.b, [&](const uint8_t* masks, int64_t line, int64_t) {
-        const uint8_t* a = r.a + line * 4 * r.panel_rows;
+    for (int64_t chunk = 0; chunk < r.b.lines; chunk += kChunkLines) {
+        const uint8_t* a = r.a + chunk * 4 * r.panel_rows;
 #pragma GCC unroll 4
         for (int i = 0; i < kChunkLines; i += kLines) {
-            prefetch(masks + i * 8 + kAhead);
-            prefetch(values + kAhead);
-            prefetch(values + kAhead + 64);
             __m512i lines[kLines];
-            read_bytes(masks + i * 8, values, lines);
+            reader.read(chunk + i, lines);
 #pragma GCC unroll 8
             for (int m = 0; m < rows; ++m) {
 #pragma GCC unroll 8
@@ -140,9 +185,18 @@ void run_bytes(const SparseS8Rows& r) {
                 }
             }
         }
-    });
+    }
 #pragma GCC unroll 8
     for (int m = 0; m < rows; ++m) _mm512_storeu_si512(r.c + m * kStripColumns, sums.total(m));
+}
+
+template <int rows>
+void run_bytes(const SparseS8Rows& r) {
+    switch (r.b.pattern) {
+        case SparsePattern::b1x4: return run_lines<rows>(r, WordReader<1>(r.b));
+        case SparsePattern::b1x16: return run_lines<rows>(r, WordReader<4>(r.b));
+        default: return run_lines<rows>(r, ByteReader(r.b));
+    }
 }
 
 // Scales of the 16 columns of a group.

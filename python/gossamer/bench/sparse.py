@@ -70,7 +70,7 @@ def run_sparse(
     Results
         Rows of kind ``sparse``: case, source, N, K, M, mask, sparsity, density, cold_gib, isa,
         contender, twin, and ms, spread, noisy, speedup (over the twin), error, bytes (of the stored
-        weight), gb_per_second, roof ("reading" or
+        weight), read_bytes (of them, for one row), gb_per_second, roof ("reading" or
         "expanding") and roof_share (none for M > 1), samples_ms; or ``failure``.
 
     Raises
@@ -201,15 +201,16 @@ def _multiply_exactly(x: Array, weight: Array) -> torch.Tensor:
 def _add_bytes(
     rows: Sequence[Row], weights: Sequence[PrunedWeight], entrants: Sequence[Entrant]
 ) -> None:
-    """Set the bytes of the stored weight, of contenders that ran and know it."""
+    """Set the bytes stored, and those read for one row, of contenders that ran and know them."""
     for weight in weights:
         drawn = weight.draw()
         for entrant in entrants:
             mine = [row for row in _rows_of(rows, weight) if row["contender"] == entrant.name]
             ran = any(row["failure"] is None for row in mine)
             stored = entrant.stored_bytes(drawn) if entrant.stored_bytes and ran else None
+            read = entrant.read_bytes(drawn) if entrant.read_bytes and ran else None
             for row in mine:
-                row["bytes"] = stored
+                row["bytes"], row["read_bytes"] = stored, read
 
 
 def _add_shares(rows: Sequence[Row], case: Case, threads: int) -> None:
@@ -224,16 +225,16 @@ def _add_shares(rows: Sequence[Row], case: Case, threads: int) -> None:
     cold = case.points()[0].cold_bytes
     expands = EXPAND in _C.peak_instructions()
     expanding = _C.peak_ops(EXPAND, threads, SECONDS) if expands else math.inf
-    single = [row for row in rows if row["M"] == 1 and row["failure"] is None and row["bytes"]]
-    sizes = {cold or row["bytes"] for row in single}
+    single = [row for row in rows if row["M"] == 1 and row["failure"] is None and row["read_bytes"]]
+    sizes = {cold or row["read_bytes"] for row in single}
     roof = {
         size: _C.read_bandwidth(max(size, SMALLEST_READ_BYTES), threads, SECONDS)
         for size in sorted(sizes)
     }
     for row in single:
         seconds = row["ms"] / 1e3
-        row["gb_per_second"] = row["bytes"] / seconds / 1e9
-        reading = row["bytes"] / roof[cold or row["bytes"]]
+        row["gb_per_second"] = row["read_bytes"] / seconds / 1e9
+        reading = row["read_bytes"] / roof[cold or row["read_bytes"]]
         sparse_int8 = row["contender"].startswith("sparse-int8")
         expanded = 2 * row["N"] * row["K"] / expanding if sparse_int8 else 0.0
         row["roof"] = "reading" if reading >= expanded else "expanding"

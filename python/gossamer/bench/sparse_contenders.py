@@ -71,8 +71,9 @@ class Entrant:
     """A contender of a case; ``twin`` is the dense one it is compared with, maybe itself.
 
     ``absent`` says why it cannot run. ``build(**arguments)`` is as ``harness.Contender`` wants it,
-    with a ``Point`` as its case. ``stored_bytes`` tells what a weight takes, where that is known;
-    ``calls`` how many products one of its calls makes.
+    with a ``Point`` as its case. ``stored_bytes`` tells what a weight takes, where that is known,
+    and ``read_bytes`` what of it a product with one row reads; ``calls`` how many products one of
+    its calls makes.
     """
 
     name: str
@@ -80,6 +81,7 @@ class Entrant:
     build: Callable[..., Prepare]
     arguments: Mapping[str, Any]
     stored_bytes: Callable[[Array], int] | None = None
+    read_bytes: Callable[[Array], int] | None = None
     calls: Callable[[Point], int] = lambda point: 1
     environment: Mapping[str, str] = field(default_factory=dict)
     absent: str | None = None
@@ -199,6 +201,13 @@ def layer_bytes(layer: torch.nn.Module) -> int:
     return stored.numel() * stored.element_size()
 
 
+def bytes_for_one_row(layer: torch.nn.Module) -> int:
+    """Bytes that one row needs: a sparse layer may hold another order of its values for many."""
+    if str(getattr(layer, "format", "")).startswith("sparse-"):
+        layer._pack_for(1)  # type: ignore[operator]
+    return layer_bytes(layer)
+
+
 def _our_layer(weight: Array, ours: Ours) -> torch.nn.Module:
     import gossamer as gs
 
@@ -232,6 +241,7 @@ def _entrant(name: str, deepsparse_python: str | None) -> Entrant:
             build_layer,
             {"name": name},
             stored_bytes=lambda weight: layer_bytes(make(weight)),
+            read_bytes=lambda weight: bytes_for_one_row(make(weight)),
         )
     found = deepsparse.version(deepsparse_python) if deepsparse_python else None
     return Entrant(

@@ -155,9 +155,10 @@ def _conv_cell(row: Row) -> str:
 def _sparse_tables(rows: Sequence[Row], part: str | None) -> list[str]:
     from gossamer.bench import sparse_tables
 
-    chosen = [row for row in rows if part in (None, f"{row['N']}x{row['K']}")]
+    names = {row["case"]: re.sub(r"\W+", "_", row["case"]) for row in rows}
+    chosen = [row for row in rows if part in (None, names[row["case"]])]
     return [
-        f"**{table.title}**: ms (speed-up over the dense layer, share of the reading roof)\n\n"
+        f"**{table.title}**: ms (speed-up over the dense layer, share of the roof)\n\n"
         + _table(table.header, table.lines)
         for table in sparse_tables.tables(chosen)
     ]
