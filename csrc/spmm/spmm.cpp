@@ -31,6 +31,11 @@ void spmm_unpack(const SparseSpec& spec, const uint8_t* part, uint8_t* mask, voi
     spec.format == FormatId::sparse_f32 ? spmm_f32::unpack(spec, part, mask, values) : spmm_s8::unpack(spec, part, mask, values);
 }
 
+void spmm_values(const SparseSpec& spec, const uint8_t* part, int64_t first_row, int64_t last_row, float* out) {
+    spec.format == FormatId::sparse_f32 ? spmm_f32::values(spec, part, first_row, last_row, out)
+                                        : spmm_s8::values(spec, part, first_row, last_row, out);
+}
+
 int64_t spmm_min_rows(const SparseWeight& weight, Isa isa) {
     return weight.spec.format == FormatId::sparse_f32 ? spmm_f32::min_rows(weight, isa) : spmm_s8::min_rows(weight, isa);
 }

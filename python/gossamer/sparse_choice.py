@@ -157,6 +157,9 @@ def choose(kind: SparseKind, batch: Batch = USUAL_BATCH, isa: str | None = None)
     many = "spmm" if _skips(kind, thresholds.many) else "expand"
     paths = {size: many if _is_many(size) else few for size in sizes}
     wanted = {"spmm" if path == "spmm" else "bitmask" for path in paths.values()}
+    if len(wanted) == 2 and _both_outgrow_dense(kind):
+        few, wanted = "spmm", {"spmm"}
+        paths = dict.fromkeys(paths, "spmm")
     parts = tuple(part for part in PARTS if part in wanted)
     slower = _slower_than_dense(kind, thresholds, sizes, isa)
     return SparseChoice(parts, few, many, bool(slower), isa, slower or _reason(kind, paths, isa))
@@ -206,6 +209,15 @@ def _skips(kind: SparseKind, regime: Regime) -> bool:
     if kind.format == "sparse-int8" and kind.pattern in ("1x4", "1x16"):
         share = share**4  # as many groups of 4 are skipped then as at this share without blocks
     return kind.has_spmm and kind.sparsity >= share
+
+
+def _both_outgrow_dense(kind: SparseKind) -> bool:
+    """Whether two parts of float32 would take more than the dense weight: then skipping is all.
+
+    A value takes 4 bytes beside the mask, and about 5.2 where it is skipped to.
+    """
+    stored = 1 - kind.sparsity
+    return kind.format == "sparse-fp32" and 1 / 8 + (4 + 5.2) * stored >= 4
 
 
 def _slower_than_dense(

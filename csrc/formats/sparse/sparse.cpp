@@ -53,21 +53,13 @@ float value_of(const SparseWeight& weight, uint32_t bits, int64_t n, int64_t k) 
     }
 }
 
-// Row by row where there is no bitmask: out [N, K] of all rows, so that a range of few rows costs as much as all of them.
+// From the other part, where there is no bitmask.
 void dequantize_spmm(const SparseWeight& weight, int64_t first_row, int64_t last_row, float* out) {
-    const SparseLayout& l = weight.layout;
-    const int64_t mask_stride = (l.K + 7) / 8;
-    std::vector<uint8_t> mask(static_cast<size_t>(l.N * mask_stride));
-    std::vector<uint8_t> values(static_cast<size_t>(weight.nnz * l.value_bits / 8));
-    spmm_unpack(weight.spec, weight.spmm, mask.data(), values.data());
-    int64_t next = 0;
-    for (int64_t n = 0; n < last_row; ++n) {
-        for (int64_t k = 0; k < l.K; ++k) {
-            const bool stored = (mask[static_cast<size_t>(n * mask_stride + k / 8)] >> k % 8 & 1) != 0;
-            float value = 0.0f;
-            if (stored) value = value_of(weight, value_bits_at(l, values.data(), next++), n, k);
-            if (n >= first_row) out[(n - first_row) * l.K + k] = value;
-        }
+    const int64_t K = weight.layout.K;
+    spmm_values(weight.spec, weight.spmm, first_row, last_row, out);
+    if (weight.spec.format != FormatId::sparse_int8) return;
+    for (int64_t n = first_row; n < last_row; ++n) {
+        for (int64_t k = 0; k < K; ++k) out[(n - first_row) * K + k] *= scale_at(weight, n, 0);  // no groups (spmm_offered)
     }
 }
 
@@ -160,8 +152,8 @@ SparseWeight sparse_view(const void* packed, int64_t packed_bytes) {
 void dequantize(const SparseWeight& weight, int64_t first_row, int64_t last_row, float* out, int threads) {
     const SparseLayout& l = weight.layout;
     check_rows("sparse dequantize", first_row, last_row, l.N);
-    if (!weight.has(kPartBitmask)) return dequantize_spmm(weight, first_row, last_row, out);
     std::fill_n(out, (last_row - first_row) * l.K, 0.0f);
+    if (!weight.has(kPartBitmask)) return dequantize_spmm(weight, first_row, last_row, out);
     const int64_t first_panel = first_row / kPanelColumns, last_panel = (last_row + kPanelColumns - 1) / kPanelColumns;
     parallel(threads, [&](Team team) {
         const Range panels = split_range(last_panel - first_panel, team.rank, team.size);

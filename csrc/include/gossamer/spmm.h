@@ -30,6 +30,9 @@ int64_t spmm_nnz(const SparseSpec& spec, const uint8_t* part);
 // mask [N][ceil(K/8)] zeroed by the caller; values in canonical order.
 void spmm_unpack(const SparseSpec& spec, const uint8_t* part, uint8_t* mask, void* values);
 
+// The values, without scales, of rows [first_row, last_row): out [last_row - first_row, K], zeroed by the caller.
+void spmm_values(const SparseSpec& spec, const uint8_t* part, int64_t first_row, int64_t last_row, float* out);
+
 // Rows from which skipping beats expanding, where a weight has both parts.
 int64_t spmm_min_rows(const SparseWeight& weight, Isa isa);
 void product_spmm(const ProductCall& call, const SparseWeight& weight);

@@ -180,4 +180,15 @@ void unpack(const SparseSpec& spec, const uint8_t* bytes, uint8_t* mask, void* v
     }
 }
 
+void values(const SparseSpec& spec, const uint8_t* bytes, int64_t first_row, int64_t last_row, float* out) {
+    const Part part{bytes};
+    const int64_t block_rows = part.header().block_rows;
+    for (int64_t r = first_row / block_rows; r * block_rows < last_row; ++r) {
+        for_each_value(part, r, [&](uint8_t row, int64_t k, float value) {
+            const int64_t n = r * block_rows + row;
+            if (n >= first_row && n < last_row) out[(n - first_row) * spec.K + k] = value;
+        });
+    }
+}
+
 }  // namespace gossamer::spmm_f32

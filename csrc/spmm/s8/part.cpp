@@ -244,4 +244,15 @@ void unpack(const SparseSpec& spec, const uint8_t* bytes, uint8_t* mask, void* v
     }
 }
 
+void values(const SparseSpec& spec, const uint8_t* bytes, int64_t first_row, int64_t last_row, float* out) {
+    const Part part{bytes};
+    for (int64_t s = first_row / kStripColumns; s * kStripColumns < last_row; ++s) {
+        for_each_group(part, s, [&](int64_t n, int64_t group, const int8_t* word) {
+            if (n < first_row || n >= last_row) return;
+            const int64_t first_k = group * kGroup, last_k = std::min(first_k + kGroup, spec.K);
+            for (int64_t k = first_k; k < last_k; ++k) out[(n - first_row) * spec.K + k] = word[k - first_k];
+        });
+    }
+}
+
 }  // namespace gossamer::spmm_s8
