@@ -20,7 +20,11 @@ import gossamer as gs
 MODULES = [
     "gossamer",
     "gossamer.bench.linear",
+    "gossamer.bench.peers.deepsparse",
     "gossamer.bench.quality",
+    "gossamer.bench.sparse_cases",
+    "gossamer.bench.sparse_contenders",
+    "gossamer.bench.sparse_tables",
     "gossamer.bench.theory",
     "gossamer.compression",
     "gossamer.cpu",
