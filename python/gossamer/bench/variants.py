@@ -46,15 +46,19 @@ def compressed(model: nn.Module, scheme: str, dtype: torch.dtype, fuse: bool = T
 
 
 def pruned(model: nn.Module, percent: int, scheme: str, dtype: torch.dtype) -> nn.Module:
-    """Prune ``percent`` of each layer by magnitude, and store it in ``scheme``; "": left dense."""
+    """Prune ``percent`` of each layer by magnitude, and store it in ``scheme``; "": left dense.
+
+    A head tied to an embedding is not pruned.
+    """
     import gossamer
 
     prune = gossamer.Prune(percent / 100, scope="layer")
     if scheme:
         return gossamer.compress(model, [prune, gossamer.Quantize(scheme)]).to(dtype)
+    tables = {id(it.weight) for it in model.modules() if isinstance(it, nn.Embedding)}
     with torch.no_grad():
         for module in model.modules():
-            if isinstance(module, nn.Linear):
+            if isinstance(module, nn.Linear) and id(module.weight) not in tables:
                 mask = gossamer.pruning.magnitude_mask(module.weight, percent / 100)
                 module.weight.mul_(mask)
     return model.to(dtype)
