@@ -8,6 +8,15 @@
 namespace gossamer {
 namespace {
 
+// Calls body(panel) for the panels of a range.
+template <class Body>
+void for_each_panel(Range panels, int threads, const Body& body) {
+    parallel(threads, [&](Team team) {
+        const Range mine = split_range(panels.end - panels.begin, team.rank, team.size);
+        for (int64_t panel = panels.begin + mine.begin; panel < panels.begin + mine.end; ++panel) body(panel);
+    });
+}
+
 template <class Body>
 void for_each_row(int64_t N, int threads, const Body& body) {
     parallel(threads, [&](Team team) {

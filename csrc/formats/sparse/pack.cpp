@@ -117,13 +117,7 @@ void pack_bitmask(const SparseRows& rows, const SparseLayout& l, char* packed, i
     uint8_t* values = reinterpret_cast<uint8_t*>(packed + l.values_offset);
     const int64_t panels = l.N16 / kPanelColumns;
     const SparsePattern pattern = rows.spec.pattern;
-    const auto for_each_panel = [&](const auto& body) {
-        parallel(threads, [&](Team team) {
-            const Range mine = split_range(panels, team.rank, team.size);
-            for (int64_t panel = mine.begin; panel < mine.end; ++panel) body(panel);
-        });
-    };
-    for_each_panel([&](int64_t panel) { make_masks(rows, l, pattern, panel, masks + panel * l.mask_stride); });
+    for_each_panel({0, panels}, threads, [&](int64_t panel) { make_masks(rows, l, pattern, panel, masks + panel * l.mask_stride); });
     int64_t bytes = 0;
     for (int64_t panel = 0; panel < panels; ++panel) {
         for (int64_t tile = 0; tile < l.tiles; ++tile) {
@@ -133,7 +127,8 @@ void pack_bitmask(const SparseRows& rows, const SparseLayout& l, char* packed, i
         }
     }
     offsets[panels * l.tiles] = bytes;
-    for_each_panel([&](int64_t panel) { pack_values(rows, l, panel, masks + panel * l.mask_stride, values + offsets[panel * l.tiles]); });
+    for_each_panel({0, panels}, threads,
+                   [&](int64_t panel) { pack_values(rows, l, panel, masks + panel * l.mask_stride, values + offsets[panel * l.tiles]); });
 }
 
 int64_t bitmask_end(const SparseRows& rows, const SparseLayout& l) {
@@ -224,13 +219,7 @@ void sparse_unpack(const SparseWeight& w, uint8_t* mask, void* values, void* sca
     for (int64_t n = 0; n < l.N && scales != nullptr; ++n) unpack_scales(w, n, scales);
     if (!w.has(kPartBitmask)) return spmm_unpack(w.spec, w.spmm, mask, values);
     std::vector<int64_t> first(static_cast<size_t>(l.N + 1));
-    const auto for_each_panel = [&](const auto& body) {
-        parallel(threads, [&](Team team) {
-            const Range mine = split_range(w.panels(), team.rank, team.size);
-            for (int64_t panel = mine.begin; panel < mine.end; ++panel) body(panel);
-        });
-    };
-    for_each_panel([&](int64_t panel) {
+    for_each_panel({0, w.panels()}, threads, [&](int64_t panel) {
         for_each_value(w, panel, [&](int64_t n, int64_t k, uint32_t) {
             uint8_t& byte = mask[n * mask_stride + k / 8];
             byte = static_cast<uint8_t>(byte | 1 << k % 8);
@@ -255,7 +244,7 @@ void sparse_unpack(const SparseWeight& w, uint8_t* mask, void* values, void* sca
         });
     };
     // Two panels may share a byte of codes.
-    if (l.value_bits != 4) return for_each_panel(place);
+    if (l.value_bits != 4) return for_each_panel({0, w.panels()}, threads, place);
     for (int64_t panel = 0; panel < w.panels(); ++panel) place(panel);
 }
 

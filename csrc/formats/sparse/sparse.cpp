@@ -155,13 +155,10 @@ void dequantize(const SparseWeight& weight, int64_t first_row, int64_t last_row,
     std::fill_n(out, (last_row - first_row) * l.K, 0.0f);
     if (!weight.has(kPartBitmask)) return dequantize_spmm(weight, first_row, last_row, out);
     const int64_t first_panel = first_row / kPanelColumns, last_panel = (last_row + kPanelColumns - 1) / kPanelColumns;
-    parallel(threads, [&](Team team) {
-        const Range panels = split_range(last_panel - first_panel, team.rank, team.size);
-        for (int64_t panel = first_panel + panels.begin; panel < first_panel + panels.end; ++panel) {
-            for_each_value(weight, panel, [&](int64_t n, int64_t k, uint32_t bits) {
-                if (n >= first_row && n < last_row) out[(n - first_row) * l.K + k] = value_of(weight, bits, n, k);
-            });
-        }
+    for_each_panel({first_panel, last_panel}, threads, [&](int64_t panel) {
+        for_each_value(weight, panel, [&](int64_t n, int64_t k, uint32_t bits) {
+            if (n >= first_row && n < last_row) out[(n - first_row) * l.K + k] = value_of(weight, bits, n, k);
+        });
     });
 }
 

@@ -24,6 +24,7 @@
 
 #include <cstdint>
 
+#include "../scales_512.h"
 #include "chunk_masks.h"
 #include "row_parts.h"
 
@@ -197,14 +198,6 @@ void run_bytes(const SparseS8Rows& r) {
         case SparsePattern::b1x16: return run_lines<rows>(r, WordReader<4>(r.b));
         default: return run_lines<rows>(r, ByteReader(r.b));
     }
-}
-
-// Scales of the 16 columns of a group.
-inline __m512 load_scales(const void* scales, int64_t index, ScaleType type) {
-    if (type == ScaleType::f32) return _mm512_loadu_ps(static_cast<const float*>(scales) + index);
-    const __m256i half = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(static_cast<const uint16_t*>(scales) + index));
-    if (type == ScaleType::f16) return _mm512_cvtph_ps(half);
-    return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(half), 16));
 }
 
 // Four lines of codes, at `masks`, times rows of A at a.

@@ -16,6 +16,7 @@
 #include <cstdint>
 
 #include "../few_rows.h"
+#include "../scales_512.h"
 #include "gossamer/u4.h"
 
 namespace gossamer {
@@ -35,14 +36,6 @@ inline __m512i load_once(const void* p) {
 
 // A word of q: 4 bytes.
 inline __m512i broadcast_word(const int8_t* a) { return _mm512_set1_epi32(*reinterpret_cast<const int32_t*>(a)); }
-
-// Scales of the 16 columns of a group.
-inline __m512 load_scales(const void* scales, int64_t index, ScaleType type) {
-    if (type == ScaleType::f32) return _mm512_loadu_ps(static_cast<const float*>(scales) + index);
-    const __m256i half = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(static_cast<const uint16_t*>(scales) + index));
-    if (type == ScaleType::f16) return _mm512_cvtph_ps(half);
-    return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(half), 16));
-}
 
 struct Codes {
     __m512i low, high;
