@@ -8,6 +8,7 @@
 #include <vector>
 
 #include "gossamer/linear.h"
+#include "gossamer/round_int4.h"
 #include "names.h"
 
 namespace py = pybind11;
@@ -51,6 +52,12 @@ std::vector<std::string> part_names(const SparseWeight& weight) {
 py::dict packed_info(Address packed, int64_t packed_bytes) {
     const Weight weight = weight_view(at<void>(packed), packed_bytes);  // checks more than the header
     const PackedHeader header = read_header(at<void>(packed), packed_bytes);
+    if (header.format == FormatId::sum) {  // what its base says, and the rank
+        const PackedPart base = read_parts(at<void>(packed), packed_bytes).first;
+        py::dict info = packed_info(packed + static_cast<Address>(base.offset), base.size_bytes);
+        info["rank"] = header.rank;
+        return info;
+    }
     py::dict info;
     info["format"] = name(header.format);
     info["N"] = header.N;
@@ -65,6 +72,7 @@ py::dict packed_info(Address packed, int64_t packed_bytes) {
         info["parts"] = part_names(*sparse);
         info["value_bytes"] = sparse->has(kPartBitmask) ? sparse->value_bytes() : 0;
     }
+    if (header.format == FormatId::low_rank) info["rank"] = header.rank;
     return info;
 }
 
@@ -88,9 +96,14 @@ void unpack_form(const Fp8Weight& weight, const Tensors& to, int threads) {
 void unpack_form(const Bf16Weight& weight, const Tensors& to, int threads) {
     bf16_unpack(weight, static_cast<uint16_t*>(to.values), threads);
 }
+void unpack_form(const F32Weight& weight, const Tensors& to, int threads) { f32_unpack(weight, static_cast<float*>(to.values), threads); }
 void unpack_form(const SparseWeight& weight, const Tensors& to, int threads) {
     sparse_unpack(weight, to.mask, to.values, to.scales, threads);
 }
+
+[[noreturn]] void refuse_parts() { throw std::invalid_argument("unpack: packed: is made of two weights; unpack its parts"); }
+void unpack_form(const LowRankWeight&, const Tensors&, int) { refuse_parts(); }
+void unpack_form(const SumWeight&, const Tensors&, int) { refuse_parts(); }
 
 void unpack(Address packed, int64_t packed_bytes, Address values, Address scales, Address zero_points, int threads, Address mask) {
     const Weight weight = weight_view(at<void>(packed), packed_bytes);
@@ -124,6 +137,23 @@ void bind_four_bit(py::module_& module) {
                py::arg("N"), py::arg("K"), py::arg("group_size"), py::arg("scale_type"), py::arg("activations"), py::arg("packed"),
                py::arg("threads"), py::call_guard<py::gil_scoped_release>());
     module.def("codebook", &codebook_dict, py::arg("format"));
+    const auto release = py::call_guard<py::gil_scoped_release>();
+    module.def(
+        "int4_best_scales",
+        [](Address W, int64_t N, int64_t K, int64_t row_stride, int64_t group_size, Address scales, int threads) {
+            int4_best_scales({at<float>(W), N, K, row_stride, group_size, threads}, at<float>(scales));
+        },
+        py::arg("W"), py::arg("N"), py::arg("K"), py::arg("row_stride"), py::arg("group_size"), py::arg("scales"), py::arg("threads"),
+        release);
+    module.def(
+        "int4_codes",
+        [](Address W, int64_t N, int64_t K, int64_t row_stride, int64_t group_size, Address scales, Address zero_points, Address codes,
+           int threads) {
+            int4_codes({at<float>(W), N, K, row_stride, group_size, threads}, at<float>(scales), at<uint8_t>(zero_points),
+                       at<uint8_t>(codes));
+        },
+        py::arg("W"), py::arg("N"), py::arg("K"), py::arg("row_stride"), py::arg("group_size"), py::arg("scales"), py::arg("zero_points"),
+        py::arg("codes"), py::arg("threads"), release);
 }
 
 void bind_fp8(py::module_& module) {
@@ -150,6 +180,43 @@ void bind_bf16(py::module_& module) {
         py::arg("values"), py::arg("N"), py::arg("K"), py::arg("packed"), py::arg("threads"), py::call_guard<py::gil_scoped_release>());
 }
 
+void bind_f32(py::module_& module) {
+    module.def("fp32_packed_bytes", [](int64_t N, int64_t K) { return f32_layout(N, K).size_bytes; }, py::arg("N"), py::arg("K"));
+    module.def(
+        "fp32_pack",
+        [](Address values, int64_t N, int64_t K, Address packed, int threads) {
+            f32_pack(at<float>(values), f32_layout(N, K), at<void>(packed), threads);
+        },
+        py::arg("values"), py::arg("N"), py::arg("K"), py::arg("packed"), py::arg("threads"), py::call_guard<py::gil_scoped_release>());
+}
+
+// Offset and bytes of each.
+std::vector<std::pair<int64_t, int64_t>> packed_parts(Address packed, int64_t packed_bytes) {
+    const TwoParts parts = read_parts(at<void>(packed), packed_bytes);
+    return {{parts.first.offset, parts.first.size_bytes}, {parts.second.offset, parts.second.size_bytes}};
+}
+
+void bind_low_rank(py::module_& module) {
+    const auto release = py::call_guard<py::gil_scoped_release>();
+    module.def(
+        "two_parts_bytes", [](int64_t first_bytes, int64_t second_bytes) { return two_parts(first_bytes, second_bytes).size_bytes; },
+        py::arg("first_bytes"), py::arg("second_bytes"));
+    module.def("packed_parts", &packed_parts, py::arg("packed"), py::arg("packed_bytes"));
+    module.def(
+        "low_rank_pack",
+        [](Address V, int64_t V_bytes, Address U, int64_t U_bytes, Address packed, int64_t packed_bytes) {
+            low_rank_pack({at<void>(V), V_bytes}, {at<void>(U), U_bytes}, at<void>(packed), packed_bytes);
+        },
+        py::arg("V"), py::arg("V_bytes"), py::arg("U"), py::arg("U_bytes"), py::arg("packed"), py::arg("packed_bytes"), release);
+    module.def(
+        "sum_pack",
+        [](Address base, int64_t base_bytes, Address low_rank, int64_t low_rank_bytes, Address packed, int64_t packed_bytes) {
+            sum_pack({at<void>(base), base_bytes}, {at<void>(low_rank), low_rank_bytes}, at<void>(packed), packed_bytes);
+        },
+        py::arg("base"), py::arg("base_bytes"), py::arg("low_rank"), py::arg("low_rank_bytes"), py::arg("packed"), py::arg("packed_bytes"),
+        release);
+}
+
 }  // namespace
 
 void bind_formats(py::module_& module) {
@@ -161,6 +228,8 @@ void bind_formats(py::module_& module) {
     bind_four_bit(module);
     bind_fp8(module);
     bind_bf16(module);
+    bind_f32(module);
+    bind_low_rank(module);
 }
 
 }  // namespace gossamer

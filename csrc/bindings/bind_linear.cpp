@@ -53,7 +53,8 @@ struct PackedLinear {
     }
 
     const SparseWeight& sparse() const {
-        const auto* form = std::get_if<SparseWeight>(&weight.form);
+        const auto* sum = std::get_if<SumWeight>(&weight.form);
+        const auto* form = std::get_if<SparseWeight>(sum == nullptr ? &weight.form : &sum->base->form);
         if (form == nullptr) throw std::invalid_argument("path: weight: is dense; only sparse weights have paths");
         return *form;
     }

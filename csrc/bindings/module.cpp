@@ -8,6 +8,7 @@ void bind_embedding(pybind11::module_& module);
 void bind_formats(pybind11::module_& module);
 void bind_linear(pybind11::module_& module);
 void bind_sparse(pybind11::module_& module);
+void bind_svd(pybind11::module_& module);
 }  // namespace gossamer
 
 PYBIND11_MODULE(_C, module) {
@@ -17,4 +18,5 @@ PYBIND11_MODULE(_C, module) {
     gossamer::bind_formats(module);
     gossamer::bind_linear(module);
     gossamer::bind_sparse(module);
+    gossamer::bind_svd(module);
 }

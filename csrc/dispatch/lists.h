@@ -13,6 +13,7 @@
 #include "gossamer/epilogue.h"
 #include "gossamer/f32.h"
 #include "gossamer/quantize.h"
+#include "gossamer/round_int4.h"
 #include "gossamer/s8.h"
 #include "gossamer/sparse_float.h"
 #include "gossamer/sparse_s8.h"
@@ -20,6 +21,7 @@
 #include "roofline/peak.h"
 #include "spmm/f32/kernels.h"
 #include "spmm/s8/kernels.h"
+#include "svd/panels.h"
 
 namespace gossamer {
 
@@ -36,9 +38,11 @@ std::span<const QuantizeKernels* const> quantize_list();
 std::span<const ConvertKernels* const> convert_list();
 std::span<const ConvKernels* const> conv_list();
 std::span<const FourBitKernels* const> four_bit_list();
+std::span<const RoundInt4Kernels* const> round_int4_list();
 std::span<const Int8ExpandKernels* const> int8_expand_list();
 std::span<const Fp8ExpandKernels* const> fp8_expand_list();
 std::span<const Bf16ExpandKernels* const> bf16_expand_list();
+std::span<const SvdPanelKernels* const> svd_panels_list();
 std::span<const PeakKernels* const> peak_list();
 
 // The first of a list that this machine has and that is not above `limit`; null where there is none (bf16_list has no scalar).

@@ -86,6 +86,12 @@ inline void read_row(const Bf16Weight& weight, int64_t n, float* out) {
 }
 
 // The bits of 16 rows lie together, so this reads all of them for one: a sparse table is small, not fast.
+inline void read_row(const F32Weight& weight, int64_t n, float* out) { dequantize(weight, n, n + 1, out, 1); }
+
+// These expand V for every row: no layer is made so, and a caller who asks gets the right numbers.
+inline void read_row(const LowRankWeight& weight, int64_t n, float* out) { dequantize(weight, n, n + 1, out, 1); }
+inline void read_row(const SumWeight& weight, int64_t n, float* out) { dequantize(weight, n, n + 1, out, 1); }
+
 inline void read_row(const SparseWeight& weight, int64_t n, float* row) { dequantize(weight, n, n + 1, row, 1); }
 
 }  // namespace

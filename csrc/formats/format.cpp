@@ -15,7 +15,8 @@ namespace gossamer {
 namespace {
 
 constexpr const char* kFormatNames[] = {"",         "int8", "int4",        "nf4",         "fp4",         "mxfp4",      "fp8_e4m3",
-                                        "fp8_e5m2", "bf16", "sparse-int8", "sparse-int4", "sparse-bf16", "sparse-fp32"};
+                                        "fp8_e5m2", "bf16", "sparse-int8", "sparse-int4", "sparse-bf16", "sparse-fp32", "fp32",     "low-rank",
+                                        "sum"};
 constexpr const char* kActivationsNames[] = {"int8", "exact", "int8-group"};
 constexpr const char* kScaleTypeNames[] = {"float32", "bfloat16", "float16", "e8m0"};
 
@@ -71,6 +72,7 @@ PackedHeader make_header(FormatId format, int64_t N, int64_t K, int64_t G, Activ
 void check_activations(const PackedHeader& header) {
     const bool integer = (header.format >= FormatId::int8 && header.format <= FormatId::mxfp4) || header.format == FormatId::sparse_int8 ||
                          header.format == FormatId::sparse_int4;
+    if (header.format == FormatId::low_rank || header.format == FormatId::sum) return;  // those of the parts, which say it themselves
     const bool right = header.activations == Activations::exact || (integer && (header.activations == Activations::int8 || header.G != 0));
     if (right) return;
     const char* wanted = integer ? ", wanted int8 or exact: the weight has one scale per channel, so no groups" : ", wanted exact";

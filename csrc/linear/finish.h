@@ -4,6 +4,8 @@
 
 #include "gossamer/epilogue.h"
 #include "grid.h"
+#include "low_rank.h"
+#include "panels.h"
 #include "simd/scalar.h"
 
 namespace gossamer {
@@ -47,21 +49,45 @@ private:
     float copy_[kStripColumns];
 };
 
+// All that is added to a cell: the bias, the caller's addend, the low-rank part of a sum.
+class Additions {
+public:
+    template <class Block>
+    Additions(const ProductCall& call, const Panels<Block>& a, int64_t slab, const Cell& cell) : bias_(call.epilogue, cell), addend_{} {
+        const Epilogue& e = call.epilogue;
+        if (e.addend != nullptr) {
+            addend_ = {e.addend + (slab + cell.first_row) * e.addend_row_stride + cell.first_column(), e.addend_row_stride};
+        }
+        if (call.branch == nullptr) return;
+        call.branch->add(a.rank, cell, addend_, tile_);
+        addend_ = {tile_, kStripColumns};
+    }
+    Additions(const Additions&) = delete;
+    Additions& operator=(const Additions&) = delete;
+    const float* bias() const { return bias_.values(); }
+    const CellAddend& addend() const { return addend_; }
+
+private:
+    StripBias bias_;
+    CellAddend addend_;
+    alignas(64) float tile_[kMaxBlockRows * kStripColumns];  // filled where there is a low-rank part
+};
+
 struct Scales {
     const float* rows;     // of the cell
     const float* columns;  // [32]
 };
 
-inline FinishTile finish_tile(const Epilogue& e, int64_t slab, const Cell& cell, const Scales& scales, const StripBias& bias) {
+inline FinishTile finish_tile(const Epilogue& e, int64_t slab, const Cell& cell, const Scales& scales, const Additions& added) {
     const int64_t row = slab + cell.first_row, column = cell.first_column();
     FinishTile tile{};
     tile.M = cell.rows;
     tile.N = cell.columns;
     tile.row_scale = scales.rows;
     tile.column_scale = scales.columns;
-    tile.bias = bias.values();
-    tile.addend = e.addend == nullptr ? nullptr : e.addend + row * e.addend_row_stride + column;
-    tile.addend_row_stride = e.addend_row_stride;
+    tile.bias = added.bias();
+    tile.addend = added.addend().values;
+    tile.addend_row_stride = added.addend().row_stride;
     tile.activation = e.activation;
     tile.out = static_cast<char*>(e.out) + (row * e.out_row_stride + column) * size_bytes(e.out_dtype);
     tile.out_dtype = e.out_dtype;

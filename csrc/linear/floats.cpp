@@ -3,6 +3,7 @@
 
 #include "dispatch/lists.h"
 #include "finish.h"
+#include "float_panels.h"
 #include "product.h"
 #include "walk.h"
 
@@ -12,12 +13,9 @@ namespace {
 // Of an expanded panel when it is multiplied at once: two panels of 16 columns stay in L1.
 constexpr int64_t kStreamedBytes = 16 << 10;
 
-void expand(const auto& weight, const PanelRange& range, Isa isa, float* out) { expand_f32(weight, range, isa, out); }
-void expand(const auto& weight, const PanelRange& range, Isa isa, uint16_t* out) { expand_bf16(weight, range, isa, out); }
-
-// The panels of a weight that need no expansion, or null.
-const uint16_t* panels_in_place(const auto& weight, const Bf16Block*) { return bf16_panels(weight); }
-const float* panels_in_place(const auto&, const F32Block*) { return nullptr; }
+// Whether a form is multiplied here; the others are made of such.
+template <class W>
+inline constexpr bool kExpands = !std::is_same_v<W, LowRankWeight> && !std::is_same_v<W, SumWeight>;
 
 template <class Block, class W>
 class FloatProduct {
@@ -36,14 +34,9 @@ public:
     void run() const {
         const double count = static_cast<double>(call_.weight.N) * static_cast<double>(call_.weight.K);
         const int threads = useful_threads({2 * count, count * static_cast<double>(call_.M), 40e3}, call_.threads);
-        for_each_slab<Block>(
-            call_.M, call_.weight.K, threads, 0,
-            [&](const Panels<Block>& a, int64_t slab, Range rows) { call_.rows.fill(a.target(slab, rows)); },
-            [&](const Panels<Block>& a, int64_t slab, int64_t rows, Team team) { run_slab(a, slab, rows, team); });
+        for_each_slab<Block>(call_, {threads}, kNothingMore,
+                             [&](const Panels<Block>& a, int64_t slab, int64_t rows, Team team) { run_slab(a, slab, rows, team); });
     }
-
-private:
-    static constexpr int64_t element_bytes = sizeof(Element);
 
     void run_slab(const Panels<Block>& a, int64_t slab, int64_t rows, Team team) const {
         const int64_t block_rows = rows_in_l2(kernels_.block_rows, a.K * element_bytes);
@@ -72,10 +65,13 @@ private:
                     const Element* strip = in_place_ != nullptr ? in_place_ + cell.first_column() * K64_ : memory + i * strip_size;
                     multiply(a, cell, strip, acc);
                 }
-                finish(cell, slab, acc);
+                finish(a, cell, slab, acc);
             });
         if (kernels_.end != nullptr) kernels_.end();
     }
+
+private:
+    static constexpr int64_t element_bytes = sizeof(Element);
 
     int64_t panels_of(int64_t strip) const { return std::min<int64_t>(2, ceil_div(call_.weight.N, kPanelColumns) - 2 * strip); }
 
@@ -132,12 +128,12 @@ private:
         }
     }
 
-    void finish(const Cell& cell, int64_t slab, const float* acc) const {
+    void finish(const Panels<Block>& a, const Cell& cell, int64_t slab, const float* acc) const {
         float columns[kStripColumns] = {};
         const float* channel = channel_scales(weight_);
         for (int64_t n = 0; n < cell.columns; ++n) columns[n] = channel == nullptr ? 1.0f : channel[cell.first_column() + n];
-        const StripBias bias(call_.epilogue, cell);
-        epilogue_.finish_f32(finish_tile(call_.epilogue, slab, cell, {kOneRows.values, columns}, bias), acc);
+        const Additions added(call_, a, slab, cell);
+        epilogue_.finish_f32(finish_tile(call_.epilogue, slab, cell, {kOneRows.values, columns}, added), acc);
     }
 
     const ProductCall& call_;
@@ -148,15 +144,39 @@ private:
     int64_t K64_;
 };
 
+// Calls run(product) with the FloatProduct of the call.
+template <class Block, class Run>
+void with_product(const ProductCall& call, const LaneKernels<Block>& kernels, const Run& run) {
+    const auto multiply = [&]<class W>(const W& weight) {
+        if constexpr (kExpands<W>) run(FloatProduct<Block, W>(call, weight, kernels));
+    };
+    std::visit(multiply, call.weight.form);
+}
+
+const Bf16Kernels& kernels_of(const ProductCall& call, const Bf16Block*) { return *find_kernels(bf16_list(), call.isa); }
+const F32Kernels& kernels_of(const ProductCall& call, const F32Block*) { return select_kernels(f32_list(), call.isa); }
+
 template <class Block>
-void run(const ProductCall& call, const LaneKernels<Block>& kernels) {
-    std::visit([&](const auto& weight) { FloatProduct<Block, std::decay_t<decltype(weight)>>(call, weight, kernels).run(); },
-               call.weight.form);
+void run(const ProductCall& call) {
+    with_product<Block>(call, kernels_of(call, static_cast<const Block*>(nullptr)), [](const auto& product) { product.run(); });
+}
+
+template <class Block>
+void run_cells(const ProductCall& call, const Panels<Block>& a, int64_t slab, int64_t rows, Team team) {
+    with_product<Block>(call, kernels_of(call, static_cast<const Block*>(nullptr)),
+                        [&](const auto& product) { product.run_slab(a, slab, rows, team); });
 }
 
 }  // namespace
 
-void product_bf16(const ProductCall& call) { run<Bf16Block>(call, *find_kernels(bf16_list(), call.isa)); }
-void product_f32(const ProductCall& call) { run<F32Block>(call, select_kernels(f32_list(), call.isa)); }
+void product_bf16(const ProductCall& call) { run<Bf16Block>(call); }
+void product_f32(const ProductCall& call) { run<F32Block>(call); }
+
+void run_slab(const ProductCall& call, const Panels<Bf16Block>& a, int64_t slab, int64_t rows, Team team) {
+    run_cells(call, a, slab, rows, team);
+}
+void run_slab(const ProductCall& call, const Panels<F32Block>& a, int64_t slab, int64_t rows, Team team) {
+    run_cells(call, a, slab, rows, team);
+}
 
 }  // namespace gossamer

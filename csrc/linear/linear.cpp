@@ -12,28 +12,40 @@ namespace {
 // The rows of x as they lie in memory.
 class MatrixRows final : public RowSource {
 public:
-    MatrixRows(const LinearCall& call, Lane lane) : call_(call), lane_(lane) {}
+    explicit MatrixRows(const LinearCall& call) : call_(call) {}
 
     void fill(const Target& t) const override {
         const char* x = static_cast<const char*>(call_.x) + t.first_row * call_.x_row_stride * size_bytes(call_.x_dtype);
         const int64_t K = call_.weight.K;
-        if (lane_ == Lane::s8) {
+        if (t.lane == Lane::s8) {
             return select_kernels(quantize_list(), call_.isa)
                 .run({x, call_.x_dtype, call_.x_row_stride, t.begin, t.end, K, t.panel_rows, static_cast<uint8_t*>(t.panels), t.scale,
                       t.group_k});
         }
         const ConvertRows rows{x, call_.x_dtype, call_.x_row_stride, t.begin, t.end, K, t.panel_rows, t.panels};
-        if (lane_ == Lane::bf16) return copy_rows_bf16(rows);
+        if (t.lane == Lane::bf16) return copy_rows_bf16(rows);
         select_kernels(convert_list(), call_.isa).to_f32(rows);
     }
     bool scales_groups() const override { return true; }
+    bool fills(Lane lane) const override { return lane != Lane::bf16 || call_.x_dtype == DType::bf16; }
 
 private:
     const LinearCall& call_;
-    Lane lane_;
 };
 
+// The bf16 lane would round fp32 values.
+bool is_wide(const Weight& weight) {
+    const auto* sparse = std::get_if<SparseWeight>(&weight.form);
+    const auto* low_rank = std::get_if<LowRankWeight>(&weight.form);
+    return (sparse != nullptr && sparse->spec.format == FormatId::sparse_f32) || std::holds_alternative<F32Weight>(weight.form) ||
+           (low_rank != nullptr && is_wide(*low_rank));
+}
+
 }  // namespace
+
+bool is_wide(const LowRankWeight& weight) { return is_wide(*weight.V) || is_wide(*weight.U); }
+
+const char* name(Lane lane) { return lane == Lane::s8 ? "s8" : lane == Lane::bf16 ? "bf16" : "f32"; }
 
 Weight weight_view(const void* packed, int64_t packed_bytes) {
     const PackedHeader header = read_header(packed, packed_bytes);
@@ -54,6 +66,9 @@ Weight weight_view(const void* packed, int64_t packed_bytes) {
         case FormatId::sparse_int4:
         case FormatId::sparse_bf16:
         case FormatId::sparse_f32: return make(sparse_view(packed, packed_bytes));
+        case FormatId::f32: return make(f32_view(packed, packed_bytes));
+        case FormatId::low_rank: return make(low_rank_view(packed, packed_bytes));
+        case FormatId::sum: return make(sum_view(packed, packed_bytes));
     }
     throw std::invalid_argument("packed weight: got format " + std::to_string(static_cast<uint32_t>(header.format)) +
                                 ", which this version does not know");
@@ -61,10 +76,8 @@ Weight weight_view(const void* packed, int64_t packed_bytes) {
 
 Lane lane_of(const Weight& weight, DType x_dtype, Isa isa) {
     if (weight.activations != Activations::exact) return Lane::s8;
-    // The bf16 lane would round fp32 values.
-    const auto* sparse = std::get_if<SparseWeight>(&weight.form);
-    const bool wide = sparse != nullptr && sparse->spec.format == FormatId::sparse_f32;
-    return x_dtype == DType::bf16 && !wide && find_kernels(bf16_list(), isa) != nullptr ? Lane::bf16 : Lane::f32;
+    if (const auto* sum = std::get_if<SumWeight>(&weight.form)) return lane_of(*sum->base, x_dtype, isa);
+    return x_dtype == DType::bf16 && !is_wide(weight) && find_kernels(bf16_list(), isa) != nullptr ? Lane::bf16 : Lane::f32;
 }
 
 void product(const ProductCall& call) {
@@ -72,6 +85,8 @@ void product(const ProductCall& call) {
         throw std::invalid_argument("product: weight: got activations int8-group, wanted int8 or exact: the rows have one scale each");
     }
     if (call.M == 0) return;
+    if (const auto* low_rank = std::get_if<LowRankWeight>(&call.weight.form)) return product_low_rank(call, *low_rank);
+    if (const auto* sum = std::get_if<SumWeight>(&call.weight.form)) return product_sum(call, *sum);
     if (const auto* sparse = std::get_if<SparseWeight>(&call.weight.form)) return product_sparse(call, *sparse);
     product_dense(call);
 }
@@ -86,7 +101,7 @@ void product_dense(const ProductCall& call) {
 
 void linear(const LinearCall& call) {
     const Lane lane = lane_of(call.weight, call.x_dtype, call.isa);
-    product({MatrixRows(call, lane), call.M, call.weight, lane, call.epilogue, call.threads, call.isa, call.path});
+    product({MatrixRows(call), call.M, call.weight, lane, call.epilogue, call.threads, call.isa, call.path});
 }
 
 }  // namespace gossamer

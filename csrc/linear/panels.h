@@ -19,6 +19,7 @@ struct Panels {
     int64_t panel_stride;
     int64_t group_k, groups;  // group_k = 0: one scale for a row
     uint8_t* end;
+    int rank = 0;  // of the thread that looks at them
 
     Panels(uint8_t* memory, int64_t rows, int64_t k, int64_t group)
         : data(reinterpret_cast<A*>(memory)),
@@ -37,10 +38,20 @@ struct Panels {
         const int64_t elements = round_up(rows, panel_rows) * round_up(k, Block::chunk);
         return elements * static_cast<int64_t>(sizeof(A)) + round_up(rows * scales_of_row(k, group_k) * 4, 64);
     }
+    // The same from a row on that begins a panel.
+    Panels from(int64_t first_row) const {
+        Panels rest = *this;
+        rest.data = at(first_row);
+        rest.scale += first_row * groups;
+        return rest;
+    }
     // The panel in which a block of rows begins.
     A* at(int64_t first_row) const { return data + first_row / panel_rows * panel_stride; }
     const float* scales_at(int64_t row) const { return scale + row * groups; }
-    RowSource::Target target(int64_t slab, Range rows) const { return {slab, rows.begin, rows.end, panel_rows, data, scale, group_k}; }
+    RowSource::Target target(int64_t slab, Range rows) const {
+        constexpr Lane lane = sizeof(A) == 1 ? Lane::s8 : sizeof(A) == 2 ? Lane::bf16 : Lane::f32;
+        return {slab, rows.begin, rows.end, panel_rows, data, scale, group_k, lane};
+    }
 };
 
 }  // namespace gossamer

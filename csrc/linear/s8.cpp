@@ -19,10 +19,7 @@ struct Job {
     const EpilogueKernels& epilogue;
     const ProductCall& call;
 
-    explicit Job(const ProductCall& c)
-        : s8(select_kernels(s8_list(), c.M <= kRowsBelowAmx ? std::min(c.isa, Isa::avx512bf16) : c.isa)),
-          epilogue(select_kernels(epilogue_list(), c.isa)),
-          call(c) {}
+    explicit Job(const ProductCall& c) : s8(s8_kernels(c)), epilogue(select_kernels(epilogue_list(), c.isa)), call(c) {}
 };
 
 // A cell with all it is made of.
@@ -79,14 +76,14 @@ void run_cell(const Piece& p) {
     alignas(64) int32_t acc[kMaxBlockRows * kStripColumns];
     multiply(p.job.s8, p.a, p.cell, p.strip, 0, acc);
     const ColumnScales columns(p.strip, p.cell);
-    const StripBias bias(p.job.call.epilogue, p.cell);
-    p.job.epilogue.finish_s32(finish_tile(p.job.call.epilogue, p.slab, p.cell, {p.row_scale(), columns.values()}, bias), acc);
+    const Additions added(p.job.call, p.a, p.slab, p.cell);
+    p.job.epilogue.finish_s32(finish_tile(p.job.call.epilogue, p.slab, p.cell, {p.row_scale(), columns.values()}, added), acc);
 }
 
 void finish_scaled(const Piece& p, const float* sum) {
-    const StripBias bias(p.job.call.epilogue, p.cell);
+    const Additions added(p.job.call, p.a, p.slab, p.cell);
     const Scales scales{p.row_groups() ? kOneRows.values : p.row_scale(), kOneColumns.values};
-    p.job.epilogue.finish_f32(finish_tile(p.job.call.epilogue, p.slab, p.cell, scales, bias), sum);
+    p.job.epilogue.finish_f32(finish_tile(p.job.call.epilogue, p.slab, p.cell, scales, added), sum);
 }
 
 // sum [rows, 32] = the sums of all groups, scaled by the weight's scales and by those that groups of x have, added in order.
@@ -124,8 +121,8 @@ void run_cell_long(const Piece& p) {
     }
     for (int64_t i = 0; i < count; ++i) sum[i] = static_cast<float>(total[i]);
     const ColumnScales columns(p.strip, p.cell);
-    const StripBias bias(p.job.call.epilogue, p.cell);
-    p.job.epilogue.finish_f32(finish_tile(p.job.call.epilogue, p.slab, p.cell, {p.row_scale(), columns.values()}, bias), sum);
+    const Additions added(p.job.call, p.a, p.slab, p.cell);
+    p.job.epilogue.finish_f32(finish_tile(p.job.call.epilogue, p.slab, p.cell, {p.row_scale(), columns.values()}, added), sum);
 }
 
 void run_piece(const Piece& p) {
@@ -146,7 +143,7 @@ S8Strip strip_of(const SparseWeight& weight, int64_t strip, const ProductCall& c
 }
 
 template <class W>
-void run_slab(const Job& job, const W& weight, const Panels<S8Block>& a, int64_t slab, int64_t rows, Team team) {
+void run_cells(const Job& job, const W& weight, const Panels<S8Block>& a, int64_t slab, int64_t rows, Team team) {
     const int64_t strip_bytes = s8_strip_bytes(weight);
     const int64_t together =
         strip_bytes == 0 ? kMaxStripsTogether : std::clamp<int64_t>(kExpandedBytes / strip_bytes, 1, kMaxStripsTogether);
@@ -166,13 +163,19 @@ void run(const ProductCall& call, const W& weight) {
     const double count = static_cast<double>(call.weight.N) * static_cast<double>(call.weight.K);
     const int threads = useful_threads({count, count * static_cast<double>(call.M), 150e3}, call.threads);
     for_each_slab<S8Block>(
-        call.M, call.weight.K, threads, 0,
-        [&](const Panels<S8Block>& a, int64_t slab, Range rows) { call.rows.fill(a.target(slab, rows)); },
-        [&](const Panels<S8Block>& a, int64_t slab, int64_t rows, Team team) { run_slab(job, weight, a, slab, rows, team); },
-        row_group_k(call, weight.layout.G));
+        call, {threads, 0, row_group_k(call, weight.layout.G)}, kNothingMore,
+        [&](const Panels<S8Block>& a, int64_t slab, int64_t rows, Team team) { run_cells(job, weight, a, slab, rows, team); });
 }
 
 }  // namespace
+
+const S8Kernels& s8_kernels(const ProductCall& call) {
+    return select_kernels(s8_list(), call.M <= kRowsBelowAmx ? std::min(call.isa, Isa::avx512bf16) : call.isa);
+}
+
+void run_slab(const ProductCall& call, const Panels<S8Block>& a, int64_t slab, int64_t rows, Team team) {
+    run_cells(Job(call), std::get<Int8Weight>(call.weight.form), a, slab, rows, team);
+}
 
 void product_s8(const ProductCall& call) {
     if (const auto* w = std::get_if<Int8Weight>(&call.weight.form)) return run(call, *w);

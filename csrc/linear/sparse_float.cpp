@@ -31,24 +31,22 @@ SparseLines panel_lines(const SparseWeight& weight, int64_t panel, int64_t K) {
 template <class Block>
 void run(const ProductCall& call, const SparseWeight& weight, Multiply<Block> multiply) {
     const EpilogueKernels& epilogue = select_kernels(epilogue_list(), call.isa);
-    for_each_slab<Block>(
-        call.M, weight.layout.K, useful_threads_for(call, weight), 0,
-        [&](const Panels<Block>& a, int64_t slab, Range rows) { call.rows.fill(a.target(slab, rows)); },
-        [&](const Panels<Block>& a, int64_t slab, int64_t rows, Team team) {
-            for_each_cell(
-                WalkShape{rows, a.panel_rows, weight.layout.N, kPanelRows, kMaxStripsTogether, strip_bytes(weight)}, team,
-                [](int64_t, int64_t) {},
-                [&](const Cell& cell, int64_t) {
-                    alignas(64) float sums[kPanelRows * kStripColumns];
-                    for (int64_t j = 0; j < cell.n_panels(); ++j) {
-                        const SparseLines b = panel_lines(weight, cell.first_column() / kPanelColumns + j, a.K);
-                        multiply({b, a.at(cell.first_row), a.panel_rows, cell.rows, sums + j * kPanelColumns});
-                    }
-                    const StripBias bias(call.epilogue, cell);
-                    const Scales ones{kOneRows.values, kOneColumns.values};
-                    epilogue.finish_f32(finish_tile(call.epilogue, slab, cell, ones, bias), sums);
-                });
-        });
+    for_each_slab<Block>(call, {useful_threads_for(call, weight)}, kNothingMore,
+                         [&](const Panels<Block>& a, int64_t slab, int64_t rows, Team team) {
+                             for_each_cell(
+                                 WalkShape{rows, a.panel_rows, weight.layout.N, kPanelRows, kMaxStripsTogether, strip_bytes(weight)}, team,
+                                 [](int64_t, int64_t) {},
+                                 [&](const Cell& cell, int64_t) {
+                                     alignas(64) float sums[kPanelRows * kStripColumns];
+                                     for (int64_t j = 0; j < cell.n_panels(); ++j) {
+                                         const SparseLines b = panel_lines(weight, cell.first_column() / kPanelColumns + j, a.K);
+                                         multiply({b, a.at(cell.first_row), a.panel_rows, cell.rows, sums + j * kPanelColumns});
+                                     }
+                                     const Additions added(call, a, slab, cell);
+                                     const Scales ones{kOneRows.values, kOneColumns.values};
+                                     epilogue.finish_f32(finish_tile(call.epilogue, slab, cell, ones, added), sums);
+                                 });
+                         });
 }
 
 }  // namespace

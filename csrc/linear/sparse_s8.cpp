@@ -25,8 +25,7 @@ int64_t first_panel(const Cell& cell) { return cell.first_column() / kPanelColum
 void run_int8(const ProductCall& call, const SparseWeight& w, const SparseS8Kernels& kernels) {
     const EpilogueKernels& epilogue = select_kernels(epilogue_list(), call.isa);
     for_each_slab<S8Block>(
-        call.M, w.layout.K, useful_threads_for(call, w, call.M + kExpandRows), 0,
-        [&](const Panels<S8Block>& a, int64_t slab, Range rows) { call.rows.fill(a.target(slab, rows)); },
+        call, {useful_threads_for(call, w, call.M + kExpandRows)}, kNothingMore,
         [&](const Panels<S8Block>& a, int64_t slab, int64_t rows, Team team) {
             for_each_cell(
                 WalkShape{rows, a.panel_rows, w.layout.N, kPanelRows, kMaxStripsTogether, strip_bytes(w)}, team, [](int64_t, int64_t) {},
@@ -40,8 +39,8 @@ void run_int8(const ProductCall& call, const SparseWeight& w, const SparseS8Kern
                         const int32_t* init = w.init + cell.first_column() + n;
                         kernels.run_int8({lines, a.at(cell.first_row), a.panel_rows, cell.rows, init, acc + n});
                     }
-                    const StripBias bias(call.epilogue, cell);
-                    epilogue.finish_s32(finish_tile(call.epilogue, slab, cell, {a.scales_at(cell.first_row), scales}, bias), acc);
+                    const Additions added(call, a, slab, cell);
+                    epilogue.finish_s32(finish_tile(call.epilogue, slab, cell, {a.scales_at(cell.first_row), scales}, added), acc);
                 });
         });
 }
@@ -86,9 +85,8 @@ void run_int4(const ProductCall& call, const SparseWeight& w, const Int4Steps& s
     const int64_t group_k = row_group_k(call, l.G);
     const int64_t together = std::clamp<int64_t>(kExpandedBytes / std::max<int64_t>(steps.buffer_bytes, 1), 1, kMaxStripsTogether);
     for_each_slab<S8Block>(
-        call.M, l.K, useful_threads_for(call, w, steps.rows_of_work), l.packed_groups * 4,
-        [&](const Panels<S8Block>& a, int64_t slab, Range rows) {
-            call.rows.fill(a.target(slab, rows));
+        call, {useful_threads_for(call, w, steps.rows_of_work), l.packed_groups * 4, group_k},
+        [&](const Panels<S8Block>& a, Range rows) {
             const CenteredRows centered{a, l, group_k != 0};
             steps.u4.center({a.data, a.panel_rows, rows.begin, rows.end, a.K, centered.group_k(), l.packed_groups, 8, centered.sums()});
         },
@@ -101,12 +99,11 @@ void run_int4(const ProductCall& call, const SparseWeight& w, const Int4Steps& s
                 [&](const Cell& cell, int64_t i) {
                     alignas(64) float sum[kMaxBlockRows * kStripColumns];
                     multiply(centered, cell, memory + i * steps.buffer_bytes, sum);
-                    const StripBias bias(call.epilogue, cell);
+                    const Additions added(call, a, slab, cell);
                     const Scales scales{centered.row_scales_at(cell.first_row), kOneColumns.values};
-                    epilogue.finish_f32(finish_tile(call.epilogue, slab, cell, scales, bias), sum);
+                    epilogue.finish_f32(finish_tile(call.epilogue, slab, cell, scales, added), sum);
                 });
-        },
-        group_k);
+        });
 }
 
 void run_int4_few(const ProductCall& call, const SparseWeight& w, const SparseS8Kernels& kernels) {

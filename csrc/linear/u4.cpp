@@ -52,9 +52,8 @@ void product_u4(const ProductCall& call, const FourBitWeight& weight, const U4Ke
     const int64_t group_k = row_group_k(call, l.G);
     const auto sums_of = [&](const Panels<S8Block>& a) { return reinterpret_cast<int32_t*>(a.end); };
     for_each_slab<S8Block>(
-        call.M, l.K, threads, l.packed_groups * 4,
-        [&](const Panels<S8Block>& a, int64_t slab, Range rows) {
-            call.rows.fill(a.target(slab, rows));
+        call, {threads, l.packed_groups * 4, group_k},
+        [&](const Panels<S8Block>& a, Range rows) {
             const int32_t offset = weight.zero_points == nullptr ? book.offset : 1;
             u4.center({a.data, a.panel_rows, rows.begin, rows.end, a.K, l.group_k, l.packed_groups, offset, sums_of(a)});
         },
@@ -73,12 +72,11 @@ void product_u4(const ProductCall& call, const FourBitWeight& weight, const U4Ke
                     block.M = cell.rows;
                     block.sum = sum;
                     u4.run(block);
-                    const StripBias bias(call.epilogue, cell);
+                    const Additions added(call, a, slab, cell);
                     const Scales scales{group_k == 0 ? a.scales_at(cell.first_row) : kOneRows.values, unit.values};
-                    epilogue.finish_f32(finish_tile(call.epilogue, slab, cell, scales, bias), sum);
+                    epilogue.finish_f32(finish_tile(call.epilogue, slab, cell, scales, added), sum);
                 });
-        },
-        group_k);
+        });
 }
 
 }  // namespace gossamer

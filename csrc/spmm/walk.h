@@ -66,11 +66,7 @@ public:
     void run(int threads) const {
         const int64_t tiles_bytes = untransposed_ ? 0 : round_up(call_.M, kVectorRows) * row_bytes_;
         for_each_slab<Block>(
-            call_.M, call_.weight.K, threads, ceil_div(tiles_bytes, call_.M),
-            [&](const Panels<Block>& a, int64_t slab, Range rows) {
-                call_.rows.fill(a.target(slab, rows));
-                weight_.after_fill(a, rows);
-            },
+            call_, {threads, ceil_div(tiles_bytes, call_.M)}, [&](const Panels<Block>& a, Range rows) { weight_.after_fill(a, rows); },
             [&](const Panels<Block>& a, int64_t slab, int64_t rows, Team team) { run_slab(a, slab, rows, team); });
     }
 

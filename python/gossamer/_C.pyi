@@ -5,7 +5,7 @@ pointers. Dtype codes: 0 float32, 1 bfloat16, 2 float16. Activation codes: 0 non
 3 gelu_tanh, 4 silu. Bag modes: 0 sum, 1 mean, 2 max. ``isa`` is a name of ``isa_available()``, or
 "" for the active one.
 
-Formats: "int8", "int4", "nf4", "fp4", "mxfp4", "fp8_e4m3", "fp8_e5m2", "bf16". Activations: "int8",
+Formats: "int8", "int4", "nf4", "fp4", "mxfp4", "fp8_e4m3", "fp8_e5m2", "bf16", "fp32". Activations: "int8",
 "exact", "int8-group". Scale types: "float32", "bfloat16", "float16", "e8m0". ``group_size`` 0 is
 per channel; ``zero_points`` 0 is none. Canonical tensors are contiguous;
 csrc/include/gossamer/format_*.h says how they lie.
@@ -32,6 +32,7 @@ class PackedInfo(TypedDict):
     pattern: NotRequired[str]
     parts: NotRequired[list[str]]
     value_bytes: NotRequired[int]
+    rank: NotRequired[int]  # low-rank, and sums, of which the rest says what the base is
 
 class Codebook(TypedDict):
     """What the 16 codes stand for; ``s8`` is ``value / unit + offset``, rounded."""
@@ -87,6 +88,20 @@ def four_bit_pack(
     threads: int,
 ) -> None: ...
 def codebook(format: str) -> Codebook: ...
+def int4_best_scales(
+    W: int, N: int, K: int, row_stride: int, group_size: int, scales: int, threads: int
+) -> None: ...
+def int4_codes(
+    W: int,
+    N: int,
+    K: int,
+    row_stride: int,
+    group_size: int,
+    scales: int,
+    zero_points: int,
+    codes: int,
+    threads: int,
+) -> None: ...
 def fp8_packed_bytes(N: int, K: int, group_size: int) -> int: ...
 def fp8_pack(
     format: str,
@@ -100,6 +115,21 @@ def fp8_pack(
 ) -> None: ...
 def bf16_packed_bytes(N: int, K: int) -> int: ...
 def bf16_pack(values: int, N: int, K: int, packed: int, threads: int) -> None: ...
+def fp32_packed_bytes(N: int, K: int) -> int: ...
+def fp32_pack(values: int, N: int, K: int, packed: int, threads: int) -> None: ...
+def two_parts_bytes(first_bytes: int, second_bytes: int) -> int: ...
+def packed_parts(packed: int, packed_bytes: int) -> list[tuple[int, int]]: ...
+def low_rank_pack(
+    V: int, V_bytes: int, U: int, U_bytes: int, packed: int, packed_bytes: int
+) -> None: ...
+def sum_pack(
+    base: int,
+    base_bytes: int,
+    low_rank: int,
+    low_rank_bytes: int,
+    packed: int,
+    packed_bytes: int,
+) -> None: ...
 def embedding(
     packed: int,
     packed_bytes: int,
@@ -193,6 +223,29 @@ class PackedLinear:
         threads: int,
         isa: str = "",
     ) -> None: ...
+
+def svd_has_lane(lane: str, isa: str) -> bool: ...
+
+class SvdPasses:
+    """Passes over a dense W [m, n], which it does not own; lanes are "f32" and "bf16".
+
+    X [n, l], Y [m, l] and Z [n, l] are float32; those without a row stride are contiguous.
+    """
+
+    def __init__(
+        self,
+        W: int,
+        w_dtype: int,
+        m: int,
+        n: int,
+        w_row_stride: int,
+        lane: str,
+        isa: str,
+        threads: int,
+    ) -> None: ...
+    def sketch(self, l: int, X: int, x_row_stride: int, Y: int) -> None: ...
+    def project(self, l: int, Y: int, y_row_stride: int, Z: int) -> None: ...
+    def power_step(self, l: int, X: int, x_row_stride: int, Y: int, Z: int) -> None: ...
 
 class PackedConv:
     """A view of a packed convolution; it checks the headers when made and does not own the bytes.

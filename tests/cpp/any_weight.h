@@ -23,7 +23,7 @@ struct AnyKind {
     SparsePattern pattern = SparsePattern::any;
 
     bool four_bit() const { return format >= FormatId::int4 && format <= FormatId::mxfp4; }
-    bool sparse() const { return format >= FormatId::sparse_int8; }
+    bool sparse() const { return format >= FormatId::sparse_int8 && format <= FormatId::sparse_f32; }
     std::string text() const {
         const std::string kept = sparse() ? std::string(", ") + name(pattern) + ", parts " + std::to_string(parts) : "";
         return std::string(name(format)) + " " + name(scale_type) + (zero_points ? " with zero points" : "") +
@@ -46,12 +46,13 @@ struct AnyWeight {
             make_sparse(seed);
             return;
         }
-        kind.format == FormatId::int8 ? make_int8(seed) : kind.format == FormatId::bf16 ? make_bf16(seed) : make_fp8(seed);
+        make_dense(seed);
         std::vector<float> values(static_cast<size_t>(N * K));
         std::visit([&](const auto& form) { dequantize(form, 0, N, values.data(), 1); }, view().form);
         dense.assign(values.begin(), values.end());
     }
     Weight view() const { return weight_view(packed_->data(), packed_->size()); }
+    PartBytes bytes() const { return {packed_->data(), packed_->size()}; }
     std::string text() const { return kind.text() + ", N = " + std::to_string(N) + ", K = " + std::to_string(K); }
 
 private:
@@ -80,6 +81,14 @@ private:
         // Re-quantized, values are multiples of the largest |code - 8| * scale of the row, over 127; scales are at most 2^-4.
         for (double& s : step) s = 8 * 0x1p-4 / 127;
     }
+    void make_dense(uint64_t seed) {
+        switch (kind.format) {
+            case FormatId::int8: return make_int8(seed);
+            case FormatId::bf16: return make_bf16(seed);
+            case FormatId::f32: return make_f32(seed);
+            default: return make_fp8(seed);
+        }
+    }
     void make_int8(uint64_t seed) {
         RandomWeight w(N, K, kind.G, seed);
         int8_pack(w.values.data(), w.scales.data(), w.view().layout, kind.activations, w.packed.data(), 1);
@@ -92,6 +101,14 @@ private:
         const Bf16Layout layout = bf16_layout(N, K);
         packed_ = std::make_unique<Guarded<uint8_t>>(layout.size_bytes);
         bf16_pack(reinterpret_cast<const uint16_t*>(values.data()), layout, packed_->data(), 1);
+    }
+    void make_f32(uint64_t seed) {
+        Random random(seed);
+        Values values(DType::f32, N * K);
+        fill(values, random, 0.1);
+        const F32Layout layout = f32_layout(N, K);
+        packed_ = std::make_unique<Guarded<uint8_t>>(layout.size_bytes);
+        f32_pack(reinterpret_cast<const float*>(values.data()), layout, packed_->data(), 1);
     }
     void make_fp8(uint64_t seed) {
         Random random(seed);

@@ -29,9 +29,12 @@ enum class FormatId : uint32_t {
     sparse_int8 = 9,
     sparse_int4 = 10,
     sparse_bf16 = 11,
-    sparse_f32 = 12
+    sparse_f32 = 12,
+    f32 = 13,
+    low_rank = 14,
+    sum = 15
 };
-inline constexpr FormatId kLastFormat = FormatId::sparse_f32;
+inline constexpr FormatId kLastFormat = FormatId::sum;
 
 // What happens to x: int8 rounds each row (quantize.h) and multiplies on the s8 lane; int8_group rounds each group of each row, the groups
 // being those of the weight, so that an outlier costs only its group the accuracy; exact multiplies x as it is, bf16 on the bf16 lane where
@@ -55,11 +58,11 @@ struct PackedHeader {
     uint8_t pattern, parts;
     uint8_t unused[3];
     int64_t nnz;
-    uint8_t reserved[8];
+    int64_t rank;  // of low_rank and sum (format_low_rank.h), else 0
 };
 static_assert(sizeof(PackedHeader) == 64);
 
-// "int8", "int4", ... "sparse-int8", ...; "int8", "exact", "int8-group"; "float32", "bfloat16", "float16", "e8m0".
+// "int8", "int4", ... "sparse-int8", ... "fp32", "low-rank", "sum"; "int8", "exact", "int8-group"; "float32", "bfloat16", "float16", "e8m0".
 const char* name(FormatId format);
 const char* name(Activations activations);
 const char* name(ScaleType scale_type);

@@ -15,6 +15,20 @@
 // which raises the RMS error of the output by at most 2 % over that of the format (format_four_bit.h); strips that would exceed it keep
 // exact group scaling, and so do all with int8_group activations.
 //
+// Low-rank weights and sums (format_low_rank.h), y = activation( (A(x) B^T) + T U^T + bias + addend ), T = A(x) V^T in fp32, B a sum's
+// base:
+//
+//   int8 activations (int8 factors)   T is rounded to int8 row by row, as x is. With t_scale[m] = max_r |T[m,r]| / 127, the error from it
+//   is
+//                                     at most sum_r |U[n,r]| * t_scale[m] / 2, beside that from rounding x,
+//                                     sum_r |U[n,r]| sum_k |V[r,k]| * x_scale[m] / 2, and 3 roundings of fp32
+//   exact, f32 lane                   (K + R + 4) * 2^-24 * sum_r |U[n,r]| sum_k |V[r,k]| |x[m,k]|
+//   exact, bf16 lane                  the same, and T is rounded to bf16: 2^-8 * sum_r |U[n,r]| |T[m,r]|
+//
+// The bf16 lane is for bf16 x and factors none of which is fp32, beside a base on that lane or one that rounds x. Beside int8_group
+// activations int8 factors meet x with one scale for each row.
+// A NaN in a row of x makes the row of T NaN, and so the row of y; where T is rounded, an infinity too.
+//
 // The output is bit-identical for every thread count. Threads share the panels of x and split the grid of (rows x strips of 32 columns).
 #pragma once
 #include <cstdint>
@@ -22,16 +36,18 @@
 
 #include "gossamer/epilogue.h"
 #include "gossamer/format_bf16.h"
+#include "gossamer/format_f32.h"
 #include "gossamer/format_four_bit.h"
 #include "gossamer/format_fp8.h"
 #include "gossamer/format_int8.h"
+#include "gossamer/format_low_rank.h"
 #include "gossamer/format_sparse.h"
 #include "gossamer/isa.h"
 
 namespace gossamer {
 
 struct Weight {
-    std::variant<Int8Weight, FourBitWeight, Fp8Weight, Bf16Weight, SparseWeight> form;
+    std::variant<Int8Weight, FourBitWeight, Fp8Weight, Bf16Weight, F32Weight, SparseWeight, LowRankWeight, SumWeight> form;
     Activations activations;
     int64_t N, K;
 };
@@ -40,6 +56,7 @@ struct Weight {
 Weight weight_view(const void* packed, int64_t packed_bytes);
 
 enum class Lane { s8, bf16, f32 };
+const char* name(Lane lane);
 
 // How a sparse weight meets x: expanded in registers row by row of a few, expanded into panels of the lane, or skipping zeros (spmm.h).
 // `automatic` chooses by M, the parts that the weight has, and the ISA.
@@ -60,14 +77,20 @@ public:
         void* panels;
         float* scale;         // [rows][groups], s8 only; groups = ceil(padded K / group_k), or 1
         int64_t group_k = 0;  // k that share a scale; 0: all of a row
+        Lane lane = Lane::s8;
     };
     virtual void fill(const Target& target) const = 0;
     // Whether fill heeds group_k. Weights with int8_group activations are refused where it does not.
     virtual bool scales_groups() const { return false; }
+    // Whether fill heeds the lane of the target, and can fill this one (bf16: without rounding x). Else it fills that of the call only, and
+    // a sum whose low-rank part needs panels of its own is refused.
+    virtual bool fills(Lane) const { return false; }
 
 protected:
     ~RowSource() = default;
 };
+
+class Branch;
 
 // The product of rows from anywhere with a weight.
 struct ProductCall {
@@ -79,6 +102,7 @@ struct ProductCall {
     int threads;
     Isa isa;
     SparsePath path = SparsePath::automatic;
+    Branch* branch = nullptr;  // added to the product (csrc/linear/low_rank.h)
 };
 
 // The path that product() takes for a sparse weight; `wanted` itself where it is not automatic. Throws std::invalid_argument where the

@@ -104,8 +104,8 @@ private:
                                    out + v * kVectorRows * kStripColumns + i, kStripColumns);
             }
         }
-        const StripBias bias(call_.epilogue, cell);
-        epilogue_.finish_f32(finish_tile(call_.epilogue, tile.slab, cell, {tile.row_scales(), kOneColumns.values}, bias), out);
+        const Additions added(call_, tile.panels, tile.slab, cell);
+        epilogue_.finish_f32(finish_tile(call_.epilogue, tile.slab, cell, {tile.row_scales(), kOneColumns.values}, added), out);
     }
 
     const ProductCall& call_;

@@ -90,8 +90,8 @@ private:
         alignas(64) int32_t sums[kMaxTileSums];
         run(tile, cell, 0, part_.strip(cell.strip), sums);
         const StripValues<float> scales(static_cast<const float*>(weight_.scales), cell);
-        const StripBias bias(call_.epilogue, cell);
-        epilogue_.finish_s32(finish_tile(call_.epilogue, tile.slab, cell, {tile.row_scales(), scales.values}, bias), sums);
+        const Additions added(call_, tile.panels, tile.slab, cell);
+        epilogue_.finish_s32(finish_tile(call_.epilogue, tile.slab, cell, {tile.row_scales(), scales.values}, added), sums);
     }
 
     // K beyond what int32 holds: sum blocks add up in int64 and are converted once, as the dense product does it.
@@ -107,8 +107,8 @@ private:
         }
         for (int64_t i = 0; i < count; ++i) converted[i] = static_cast<float>(total[i]);
         const StripValues<float> scales(static_cast<const float*>(weight_.scales), cell);
-        const StripBias bias(call_.epilogue, cell);
-        epilogue_.finish_f32(finish_tile(call_.epilogue, tile.slab, cell, {tile.row_scales(), scales.values}, bias), converted);
+        const Additions added(call_, tile.panels, tile.slab, cell);
+        epilogue_.finish_f32(finish_tile(call_.epilogue, tile.slab, cell, {tile.row_scales(), scales.values}, added), converted);
     }
 
     const ProductCall& call_;

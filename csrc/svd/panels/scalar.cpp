@@ -1,0 +1,16 @@
+#include "../../simd/scalar.h"
+
+#include "interleave.h"
+
+namespace gossamer {
+namespace {
+inline void store_rounded(uint16_t* p, Vec v) { store_bf16(p, v); }
+}  // namespace
+}  // namespace gossamer
+
+#include "convert.h"
+
+namespace gossamer {
+extern const SvdPanelKernels svd_panels_scalar;
+const SvdPanelKernels svd_panels_scalar = {Isa::scalar, kToF32, kToBf16, add_to_f64};
+}  // namespace gossamer
