@@ -180,8 +180,8 @@ def test_scales_of_both_signs_and_extreme_sizes(isa: str, M: int) -> None:
 
 def test_addend_bias_and_activation_of_every_format() -> None:
     x, bias = torch.randn(5, 70), torch.randn(20)
-    for name in FORMATS:
-        packed = gs.kernels.pack(gs.Quantize(name).quantize(torch.randn(20, 70)))
+    for form in FORMATS.values():
+        packed = gs.kernels.pack(form.quantize(torch.randn(20, 70)))
         plain = gs.kernels.matmul(x, packed)
         got = gs.kernels.matmul(x, packed, bias, "silu")
         torch.testing.assert_close(

@@ -160,8 +160,8 @@ def test_bad_markers_are_refused(repository: Path, text: str, told: str) -> None
 
 
 def test_results_of_an_unknown_kind_are_refused() -> None:
-    with pytest.raises(ValueError, match="'svd'"):
-        readme.render(Results(ENVIRONMENT, [{"kind": "svd"}]))
+    with pytest.raises(ValueError, match="'odd'"):
+        readme.render(Results(ENVIRONMENT, [{"kind": "odd"}]))
 
 
 def test_the_documents_of_this_repository_are_in_step() -> None:

@@ -10,6 +10,7 @@ import torch
 
 import gossamer as gs
 from gossamer import _C
+from gossamer.formats.sparse import Sparse
 from gossamer.sparse_choice import (
     _CLASSES,
     PATTERNS,
@@ -90,7 +91,7 @@ class TestChoose:
 
 def test_the_table_has_every_processor_and_format() -> None:
     assert set(_CLASSES) == set(_C.isa_names())
-    formats = {name for name in gs.formats.FORMATS if name.startswith("sparse-")}
+    formats = {name for name, form in gs.formats.FORMATS.items() if issubclass(form, Sparse)}
     assert set(THRESHOLDS) == {(name, isa) for name in formats for isa in _CLASSES.values()}
     for name in formats:
         for isa in _C.isa_names():

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -17,6 +18,7 @@ from typer.testing import CliRunner, Result
 
 from gossamer import cli
 from gossamer.bench import terminal
+from gossamer.factorization import LowRankCorrection
 
 
 @pytest.fixture(autouse=True)
@@ -54,10 +56,11 @@ def model_dir(tmp_path: Path) -> Path:
             [gs.Prune(0.9, "row", "1x4"), "sparse-fp32"],
         ),
         (("--scheme", "int4-g32", "--pattern", "1:8"), [gs.Prune(pattern="1:8"), "int4-g32"]),
+        (("--prune", 0.9, "--low-rank", 4), [gs.Prune(0.9), "int8", LowRankCorrection(4)]),
     ],
 )
 def test_a_pruned_model_loads_again_as_documented(
-    model_dir: Path, tmp_path: Path, arguments: tuple[object, ...], recipe: list[str | gs.Prune]
+    model_dir: Path, tmp_path: Path, arguments: tuple[object, ...], recipe: list[Any]
 ) -> None:
     import safetensors.torch
     import transformers
@@ -73,10 +76,12 @@ def test_a_pruned_model_loads_again_as_documented(
     manifest = json.loads((out / "gossamer.json").read_text())
     config = transformers.AutoConfig.from_pretrained(out)
     model = getattr(transformers, manifest["architecture"])(config).eval()
-    scheme = gs.Quantize(manifest["scheme"], group_size=manifest["group_size"])
+    rank, group_size = manifest["low_rank"], manifest["group_size"]
+    correction = [gs.LowRankCorrection(rank)] if rank else []
     if manifest["sparse"]:
-        sparse = gs.Quantize(manifest["sparse_scheme"], group_size=manifest["group_size"])
-        gs.compress(model, sparse, targets=manifest["sparse"])
+        sparse = gs.Quantize(manifest["sparse_scheme"], group_size)
+        gs.compress(model, [sparse, *correction], targets=manifest["sparse"])
+    scheme = [gs.Quantize(manifest["scheme"], group_size), *correction]
     gs.compress(model, scheme, targets=manifest["targets"], ignore=manifest["ignore"])
     safetensors.torch.load_model(model, out / "model.safetensors")
 

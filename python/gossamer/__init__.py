@@ -6,20 +6,26 @@ import torch as _torch  # noqa: F401  # first: the extension then shares torch's
 
 from . import cpu, formats, kernels, nn, pruning, schemes
 from .compression import compress
+from .factorization import LowRankCorrection, factorize
 from .pruning import Prune
 from .reporting import report
 from .schemes import Quantize
+from .svd import SVDInfo, truncated_svd
 
 __all__ = [
+    "LowRankCorrection",
     "Prune",
     "Quantize",
+    "SVDInfo",
     "compress",
     "cpu",
+    "factorize",
     "formats",
     "kernels",
     "nn",
     "pruning",
     "report",
     "schemes",
+    "truncated_svd",
 ]
 __version__ = "0.1.0"

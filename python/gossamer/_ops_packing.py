@@ -5,6 +5,7 @@ Beside the other ``_ops`` files, the only one that turns tensors into pointers.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -24,6 +25,7 @@ _FP8_NAMES = {dtype: name for name, dtype in _FP8_DTYPES.items()}
 _VALUE_DTYPES = {
     "int8": torch.int8,
     "bf16": torch.bfloat16,
+    "fp32": torch.float32,
     "sparse-int8": torch.int8,
     "sparse-bf16": torch.bfloat16,
     "sparse-fp32": torch.float32,
@@ -54,6 +56,7 @@ class PackedInfo:
     scale_dtype: torch.dtype
     zero_points: bool
     sparse: SparseInfo | None = None
+    rank: int | None = None  # of low-rank and of sums, of which the rest says what the base is
 
 
 @dataclass(frozen=True)
@@ -72,8 +75,11 @@ def packed_info(packed: Tensor) -> PackedInfo:
     _check.packed_bytes("packed_info", packed)
     info = _C.packed_info(packed.data_ptr(), packed.numel())
     name = info["format"]
+    form = "fp8" if name in _FP8_DTYPES else name
+    if "rank" in info and form != "low-rank":
+        form += "+low-rank"  # of a sum the header of the base is given
     return PackedInfo(
-        "fp8" if name in _FP8_DTYPES else name,
+        form,
         info["N"],
         info["K"],
         info["group_size"] or None,
@@ -82,6 +88,7 @@ def packed_info(packed: Tensor) -> PackedInfo:
         _SCALE_TYPES[info["scale_type"]],
         info["zero_points"],
         _sparse_info(info),
+        info.get("rank"),
     )
 
 
@@ -140,6 +147,38 @@ def int8_pack(values: Tensor, scales: Tensor, group_size: int | None, activation
         torch.get_num_threads(),
     )
     return packed
+
+
+def int4_best_scales(W: Tensor, group_size: int | None) -> Tensor:
+    """Of a few symmetric scales for each group, the best: float32 [N, groups] for float32 W."""
+    N, K = W.shape
+    G = group_size or K
+    scales = torch.empty(N, -(-K // G))
+    threads = torch.get_num_threads()
+    _C.int4_best_scales(W.data_ptr(), N, K, W.stride(0), G, scales.data_ptr(), threads)
+    return scales
+
+
+def int4_codes(
+    W: Tensor, group_size: int | None, scales: Tensor, zero_points: Tensor | None
+) -> Tensor:
+    """Round float32 W to codes, two to a byte: uint8 [N, ceil(K / 2)]."""
+    N, K = W.shape
+    scales = scales.to(torch.float32).contiguous()
+    zero_points = None if zero_points is None else zero_points.contiguous()
+    codes = torch.empty(N, -(-K // 2), dtype=torch.uint8)
+    _C.int4_codes(
+        W.data_ptr(),
+        N,
+        K,
+        W.stride(0),
+        group_size or K,
+        scales.data_ptr(),
+        0 if zero_points is None else zero_points.data_ptr(),
+        codes.data_ptr(),
+        torch.get_num_threads(),
+    )
+    return codes
 
 
 def four_bit_packed_bytes(
@@ -204,17 +243,56 @@ def fp8_pack(values: Tensor, scales: Tensor, group_size: int | None) -> Tensor:
     return packed
 
 
-def bf16_packed_bytes(shape: tuple[int, int]) -> int:
-    """Bytes of a packed bf16 weight [N, K]."""
-    return _C.bf16_packed_bytes(*shape)
+def float_packed_bytes(shape: tuple[int, int], dtype: torch.dtype) -> int:
+    """Bytes of a packed dense weight [N, K] of bfloat16 or float32."""
+    return (_C.bf16_packed_bytes if dtype is torch.bfloat16 else _C.fp32_packed_bytes)(*shape)
 
 
-def bf16_pack(values: Tensor) -> Tensor:
-    """The canonical tensor (bfloat16 [N, K]) to packed bytes."""
+def float_pack(values: Tensor) -> Tensor:
+    """The canonical tensor ([N, K], bfloat16 or float32) to packed bytes."""
     shape, values = (values.shape[0], values.shape[1]), values.contiguous()
-    packed = _empty_bytes(bf16_packed_bytes(shape))
-    _C.bf16_pack(values.data_ptr(), *shape, packed.data_ptr(), torch.get_num_threads())
+    packed = _empty_bytes(float_packed_bytes(shape, values.dtype))
+    pack = _C.bf16_pack if values.dtype is torch.bfloat16 else _C.fp32_pack
+    pack(values.data_ptr(), *shape, packed.data_ptr(), torch.get_num_threads())
     return packed
+
+
+def two_parts_bytes(first_bytes: int, second_bytes: int) -> int:
+    """Bytes of a packed weight that is made of two packed weights."""
+    return _C.two_parts_bytes(first_bytes, second_bytes)
+
+
+def low_rank_pack(V: Tensor, U: Tensor) -> Tensor:
+    """Packed factors V [R, K] and U [N, R] to the packed bytes of their product."""
+    return _pack_two(_C.low_rank_pack, V, U)
+
+
+def sum_pack(base: Tensor, low_rank: Tensor) -> Tensor:
+    """A packed weight and a packed low-rank weight to the packed bytes of their sum."""
+    return _pack_two(_C.sum_pack, base, low_rank)
+
+
+def _pack_two(
+    pack: Callable[[int, int, int, int, int, int], None], first: Tensor, second: Tensor
+) -> Tensor:
+    packed = _empty_bytes(two_parts_bytes(first.numel(), second.numel()))
+    pack(
+        first.data_ptr(),
+        first.numel(),
+        second.data_ptr(),
+        second.numel(),
+        packed.data_ptr(),
+        packed.numel(),
+    )
+    return packed
+
+
+def two_parts(packed: Tensor, name: str) -> tuple[Tensor, Tensor]:
+    """The two packed weights, not copied, of packed bytes of the format of this name."""
+    _info_of(packed, name)
+    parts = _C.packed_parts(packed.data_ptr(), packed.numel())
+    first, second = (packed[offset : offset + size] for offset, size in parts)
+    return first, second
 
 
 class SparseSource:

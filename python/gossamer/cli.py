@@ -81,6 +81,9 @@ def compress(
     pattern: Annotated[
         str | None, typer.Option(help="Prune in a pattern: 2:4 (without --prune), 1x4, 16x1, ...")
     ] = None,
+    low_rank: Annotated[
+        int | None, typer.Option(help="Correct linear layers by factors of this rank, such as 32.")
+    ] = None,
 ) -> None:
     r"""Compress a transformers model and save it: safetensors and a JSON manifest, no pickle.
 
@@ -89,16 +92,19 @@ def compress(
         out = Path("OUT_DIR"); manifest = json.loads((out / "gossamer.json").read_text())
         config = transformers.AutoConfig.from_pretrained(out)
         model = getattr(transformers, manifest["architecture"])(config).eval()
-        recipe = gs.Quantize(manifest["scheme"], group_size=manifest["group_size"])
+        rank, group_size = manifest["low_rank"], manifest["group_size"]
+        correction = [gs.LowRankCorrection(rank)] if rank else []
         if manifest["sparse"]:
-            sparse = gs.Quantize(manifest["sparse_scheme"], group_size=manifest["group_size"])
-            gs.compress(model, sparse, targets=manifest["sparse"])
+            sparse = gs.Quantize(manifest["sparse_scheme"], group_size)
+            gs.compress(model, [sparse, *correction], targets=manifest["sparse"])
+        recipe = [gs.Quantize(manifest["scheme"], group_size), *correction]
         gs.compress(model, recipe, targets=manifest["targets"], ignore=manifest["ignore"])
         safetensors.torch.load_model(model, out / "model.safetensors")
     """
     quantize = gs.Quantize(scheme, group_size=group_size)
     pruned = prune is not None or pattern is not None
     steps = [gs.Prune(prune, scope, pattern)] if pruned else []
+    correction = [gs.LowRankCorrection(low_rank)] if low_rank is not None else []
     if not (model_dir / "config.json").is_file():
         fail(f"compress: {model_dir}: no config.json there; a transformers model folder is wanted")
     if out_dir.exists() and (not out_dir.is_dir() or any(out_dir.iterdir())):
@@ -106,12 +112,13 @@ def compress(
     with terminal.console.status(f"loading {model_dir.name}"):
         model = _load_model(model_dir)
     with terminal.console.status("compressing"):
-        gs.compress(model, [*steps, quantize], targets=targets, ignore=ignore)
+        gs.compress(model, [*steps, quantize, *correction], targets=targets, ignore=ignore)
     terminal.console.print(str(gs.report(model)), markup=False, highlight=False, soft_wrap=True)
     with terminal.console.status(f"saving {out_dir.name}"):
         manifest = {
             "scheme": scheme,
             "group_size": group_size,
+            "low_rank": low_rank,
             "targets": targets,
             "ignore": ignore,
         }

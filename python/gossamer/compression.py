@@ -10,13 +10,16 @@ import torch
 from torch import Tensor, nn
 
 from . import _check, selection
+from .calibration import Batches, sized
+from .correcting import Correcting
+from .factorization.correction import LayerCorrection
 from .folding import folded
 from .fusion import fuse as fuse_layers
 from .nn.linear import dense_weight, is_conv1d
 from .nn.packed_conv import quantize_groups
-from .pruning import Prune
-from .recipe import Recipe, as_recipe
-from .replacing import REPLACEMENTS, is_packed, naming, replace_all
+from .placing import disable_transformer_fast_path, is_packed
+from .recipe import Recipe, Step, as_recipe
+from .replacing import REPLACEMENTS, naming, replace_all
 from .schemes import Quantize
 from .selection import KeptDense, Layer, Patterns
 from .sparse_choice import Batch
@@ -29,10 +32,11 @@ __all__ = ["REPLACEMENTS", "compress"]
 
 def compress(
     model: Model,
-    scheme: str | Quantize | Prune | Sequence[str | Quantize | Prune],
+    scheme: Step | Sequence[Step],
     targets: Patterns = None,
     ignore: Patterns = None,
     *,
+    calibration: Batches | None = None,
     batch: Batch | None = None,
     fuse: bool = True,
     progress: bool | None = None,
@@ -59,15 +63,21 @@ def compress(
     sparse ones are taken, in every scheme, as the dense weights that they stand for.
 
     Layers are replaced one by one, each dense weight being freed before the next is packed, so that
-    the peak of memory is the model and one layer.
+    the peak of memory is the model and one layer; with a `calibration` also E[x xᵀ] for each
+    different input of the linear layers, 4 K² bytes (12 K² while the model runs), which are freed
+    as the layers are done.
+
+    After ``gs.LowRankCorrection`` linear layers hold "int4+low-rank" and the like; all others are
+    packed without a correction, and the report says why. Corrected layers that read one input are
+    not fused.
 
     Parameters
     ----------
     model : nn.Module
         On the CPU. Hooks, bias, training mode and everything else stay.
-    scheme : str, Quantize, Prune, or a list of Prune and one of the others
-        "int8", ``gs.Quantize("int8", group_size=64)``, "sparse-int8", ``gs.Prune(0.8)``, or
-        ``[gs.Prune(0.5), "int8"]``.
+    scheme : str, Quantize, Prune, or a list of Prune, one of the others and LowRankCorrection
+        "int8", ``gs.Quantize("int8", group_size=64)``, "sparse-int8", ``gs.Prune(0.8)``,
+        ``[gs.Prune(0.5), "int8"]``, or ``["int4", gs.LowRankCorrection(rank=32)]``.
     targets : pattern or sequence of patterns, optional
         Which layers; None takes all. A pattern is a name with ``*``, ``?`` and ``[]``, a regular
         expression for the whole name after ``re:``, or a module class. One that matches a module
@@ -75,6 +85,9 @@ def compress(
         scheme says so, whatever its zeros.
     ignore : pattern or sequence of patterns, optional
         Which layers not, even if they are among the targets.
+    calibration : iterable of batches, optional
+        Inputs of the model, each a tensor, a tuple of arguments or a dict of keyword arguments, for
+        ``gs.LowRankCorrection`` to fit each layer to what it is given. None: to its weight alone.
     batch : int, "large" or a tuple of these, optional
         Rows of x (tokens) in the calls that the model is for: sparse weights hold what these need,
         in one or two parts. None: 1 and "large".
@@ -96,7 +109,8 @@ def compress(
     ------
     ValueError
         Where a pattern matches nothing, the model is itself a layer to be replaced, there is none
-        in it, or a weight holds NaN or infinity. The model is then as it was.
+        in it, a weight holds NaN or infinity, or the `calibration` does not call a layer, or is
+        given without a correction. The model is then as it was.
     TypeError
         Where an argument has another type.
     RuntimeError
@@ -119,6 +133,7 @@ def compress(
     )
     """
     recipe = as_recipe("compress", scheme, batch)
+    batches = _check_calibration(calibration, recipe)
     kinds = _check_model(model)
     layers = selection.choose(model, kinds, targets, ignore)
     if not layers and not any(map(is_packed, model.modules())):
@@ -129,9 +144,12 @@ def compress(
     chosen = [layer for layer in layers if not layer.reason]
     for layer in chosen:
         _check_layer(layer, recipe)
+    correcting = _correcting(model, layers, recipe)
+    if correcting and batches is not None:
+        correcting.calibrate(model, chosen, batches, progress)
     left_alone = tuple(selection.left_alone(layer) for layer in layers if layer.reason)
     model._gossamer_left_alone = left_alone  # type: ignore[assignment]
-    _replace_all(model, layers, recipe, progress)
+    _replace_all(model, layers, recipe, correcting, progress)
     if fuse:
         reasons = {item.name: item.reason for item in left_alone}
         reasons.update((item.name, item.reason) for item in _dense_layers(model))
@@ -153,6 +171,18 @@ def _check_model(model: object) -> tuple[type[nn.Module], ...]:
             "in place; use from_dense of its class in gs.nn"
         )
     return kinds
+
+
+def _check_calibration(calibration: Batches | None, recipe: Recipe) -> Batches | None:
+    """The batches, of which there are some, if anything is to be fitted to them."""
+    if calibration is None:
+        return None
+    if recipe.correction is None:
+        raise ValueError(
+            "compress: calibration: is what gs.LowRankCorrection is fitted to, and the scheme has "
+            "none"
+        )
+    return sized("compress", calibration)
 
 
 def _why_not(layer: Layer, recipe: Recipe) -> str:
@@ -214,38 +244,37 @@ def _matrices(module: nn.Module) -> Iterator[Tensor]:
 # --- replacing ---
 
 
+def _correcting(model: nn.Module, layers: list[Layer], recipe: Recipe) -> Correcting | None:
+    """What fits the corrections, with the results of earlier calls for other layers."""
+    if recipe.correction is None:
+        return None
+    names = {layer.names[0] for layer in layers}
+    before: tuple[LayerCorrection, ...] = getattr(model, "_gossamer_corrections", ())
+    return Correcting(recipe.correction, [item for item in before if item.name not in names])
+
+
 def _replace_all(
-    model: nn.Module, layers: list[Layer], recipe: Recipe, progress: bool | None
+    model: nn.Module,
+    layers: list[Layer],
+    recipe: Recipe,
+    correcting: Correcting | None,
+    progress: bool | None,
 ) -> None:
-    """Replace the chosen layers, and remember on the model which of them stayed dense, and why."""
+    """Replace the chosen layers, and remember on the model what stayed dense or uncorrected."""
     names = {layer.names[0] for layer in layers}
     before: tuple[KeptDense, ...] = getattr(model, "_gossamer_kept_dense", ())
     kept = [item for item in before if item.name not in names]
+    chosen = [layer for layer in layers if not layer.reason]
     try:
-        replace_all([layer for layer in layers if not layer.reason], recipe, kept, progress)
+        replace_all(chosen, recipe, kept, correcting, progress)
     finally:
         model._gossamer_kept_dense = tuple(kept)  # type: ignore[assignment]
-        _disable_transformer_fast_path(model)
+        if correcting:
+            model._gossamer_corrections = tuple(correcting.results)  # type: ignore[assignment]
+        disable_transformer_fast_path(model)
 
 
 def _dense_layers(model: nn.Module) -> Iterator[KeptDense]:
     """Layers that compress() was meant for and that stayed as they are."""
     kept: tuple[KeptDense, ...] = model._gossamer_kept_dense  # type: ignore[assignment]
     return (item for item in kept if not is_packed(model.get_submodule(item.name)))
-
-
-def _disable_transformer_fast_path(model: nn.Module) -> None:
-    """Keep torch from its fused encoder kernel, which reads weights, and from nested tensors."""
-    changed = {
-        id(module)
-        for module in model.modules()
-        if isinstance(module, nn.TransformerEncoderLayer)
-        and any(is_packed(child) for child in module.modules())
-    }
-    for module in model.modules():
-        if id(module) in changed:
-            module.activation_relu_or_gelu = 0  # type: ignore[assignment]
-        elif isinstance(module, nn.TransformerEncoder) and any(
-            id(layer) in changed for layer in module.layers
-        ):
-            module.use_nested_tensor = False

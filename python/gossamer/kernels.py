@@ -24,18 +24,24 @@ from ._products import (
 )
 from .formats import FORMATS, Format
 from .formats.four_bit import FourBit
+from .formats.low_rank_sum import SparseLowRankSum
 from .formats.sparse import Sparse
 from .kernels_sparse import path, sparse_choice, spmm
+from .kernels_svd import cholesky_qr2, power_step, project, sketch
 from .sparse_choice import USUAL_BATCH, Batch
 
 __all__ = [
     "accumulate",
+    "cholesky_qr2",
     "codebook",
     "dequantize",
     "matmul",
     "pack",
     "path",
+    "power_step",
+    "project",
     "quantize_rows",
+    "sketch",
     "sparse_choice",
     "spmm",
     "unpack",
@@ -133,7 +139,7 @@ def pack(
     (16, 64)
     """
     check_format("pack", weight)
-    if isinstance(weight, Sparse):
+    if isinstance(weight, Sparse | SparseLowRankSum):
         batch = USUAL_BATCH if batch is None else batch
         return weight.pack(activations, batch=batch, pattern=pattern, parts=parts)
     if (batch, pattern, parts) != (None, None, None):

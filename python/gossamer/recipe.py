@@ -1,4 +1,4 @@
-"""What compress() is asked to do: prune, and store the weights in some form, dense or sparse."""
+"""What compress() is asked to do: prune, store weights in some form, dense or sparse, correct."""
 
 from __future__ import annotations
 
@@ -10,12 +10,13 @@ import torch
 from torch import Tensor
 
 from . import _check
+from .factorization.correction import LowRankCorrection, sum_of
 from .formats import FORMATS
 from .pruning import Prune
 from .schemes import SCHEMES, Quantize
 from .sparse_choice import PATTERNS, USUAL_BATCH, Batch, SparseKind, check_batch, choose
 
-Step: TypeAlias = str | Quantize | Prune
+Step: TypeAlias = str | Quantize | Prune | LowRankCorrection
 _SPARSE = "sparse-"
 
 
@@ -49,11 +50,14 @@ class Recipe:
         the precision of the layer, or the dense layer.
     batch : tuple of int or str
         Rows of x, for the choice between sparse and dense and the parts of sparse weights.
+    correction : LowRankCorrection or None
+        Of what the steps before it lose.
     """
 
     prune: Prune | None
     store: Quantize | None
     batch: tuple[int | str, ...]
+    correction: LowRankCorrection | None = None
 
     @property
     def looks_at_zeros(self) -> bool:
@@ -122,16 +126,24 @@ def as_recipe(function: str, scheme: object, batch: Batch | None) -> Recipe:
     steps = scheme if isinstance(scheme, list | tuple) else [scheme]
     prune: Prune | None = None
     store: Quantize | None = None
+    correction: LowRankCorrection | None = None
     for step in steps:
+        if correction is not None:
+            raise _wrong_step(function, scheme, correction)
         if isinstance(step, Prune) and prune is None and store is None:
             prune = step
         elif isinstance(step, str | Quantize) and store is None:
             store = Quantize(step) if isinstance(step, str) else step
+        elif isinstance(step, LowRankCorrection) and (prune or store):
+            correction = step
         else:
             raise _wrong_step(function, scheme, step)
     if not steps:
         raise _wrong_step(function, scheme, scheme)
-    return Recipe(prune, store, sizes)
+    recipe = Recipe(prune, store, sizes, correction)
+    if correction is not None:
+        _check_correctable(function, recipe)
+    return recipe
 
 
 def share_of_zeros(weights: Sequence[Tensor]) -> float:
@@ -140,7 +152,23 @@ def share_of_zeros(weights: Sequence[Tensor]) -> float:
     return 1 - sum(int(torch.count_nonzero(weight)) for weight in weights) / count
 
 
+def _check_correctable(function: str, recipe: Recipe) -> None:
+    """The recipe must have a form that a correction can be added to."""
+    forms = [form.resolved().format for form in recipe.forms(torch.float32) if form]
+    if not any(map(sum_of, forms)):
+        wanted = ", ".join(name for name in FORMATS if sum_of(name))
+        raise ValueError(
+            f"{function}: scheme: there is no LowRankCorrection of {forms[-1]}, wanted one of "
+            f"{wanted}"
+        )
+
+
 def _wrong_step(function: str, scheme: object, step: object) -> Exception:
+    if isinstance(step, LowRankCorrection):
+        return ValueError(
+            f"{function}: scheme: got {scheme!r}; LowRankCorrection corrects what the steps before "
+            "it lose: wanted a list of gs.Prune or a scheme, or both, and at last the correction"
+        )
     wanted = "wanted a name, gs.Quantize, gs.Prune or a list of gs.Prune and one of the others"
     if isinstance(step, str | Quantize | Prune | list | tuple):
         return ValueError(f"{function}: scheme: got {scheme!r}, {wanted}")

@@ -13,16 +13,11 @@ from torch import Tensor, nn
 from . import nn as packed_nn
 from . import selection
 from ._progress import Progress
-from .folding import (
-    assign_values,
-    drop_pruning_hooks,
-    folded,
-    from_matrix,
-    matrices,
-    with_values,
-)
+from .correcting import Correcting
+from .folding import assign_values, folded, from_matrix, matrices, with_values
 from .nn.linear import is_conv1d
 from .packed_names import packed_weights
+from .placing import place
 from .pruning import Prune
 from .pruning.selecting import Cut
 from .recipe import Recipe, share_of_zeros
@@ -48,18 +43,6 @@ REPLACEMENTS: dict[type[nn.Module], Callable[..., nn.Module]] = {
     nn.MultiheadAttention: packed_nn.MultiheadAttention.from_dense,
 }
 
-# What moves from a layer to its replacement beside weight and bias.
-_HOOKS = (
-    "_forward_hooks",
-    "_forward_hooks_with_kwargs",
-    "_forward_hooks_always_called",
-    "_forward_pre_hooks",
-    "_forward_pre_hooks_with_kwargs",
-    "_backward_hooks",
-    "_backward_pre_hooks",
-    "_is_full_backward_hook",
-)
-
 
 @dataclass
 class Replacing:
@@ -74,31 +57,34 @@ class Replacing:
         becomes zero. Layers that are not pruned are not in it.
     kept_dense : list of KeptDense
         Is told of the layers that could have been sparse.
+    correcting : Correcting or None
+        What adds the corrections, and is told of all layers.
     """
 
     recipe: Recipe
     cuts: dict[int, dict[str, Cut | None]]
     kept_dense: list[KeptDense]
+    correcting: Correcting | None
     done: set[int] = field(default_factory=set)  # layers, by identity
 
 
 def replace_all(
-    chosen: Sequence[Layer], recipe: Recipe, kept_dense: list[KeptDense], progress: bool | None
+    chosen: Sequence[Layer],
+    recipe: Recipe,
+    kept_dense: list[KeptDense],
+    correcting: Correcting | None,
+    progress: bool | None,
 ) -> None:
     """Replace layers, and list those that could have been sparse. All checks have been passed."""
     prune = recipe.prune
     cuts = {} if prune is None else _find_cuts(chosen, prune, progress)
-    replacing = Replacing(recipe, cuts, kept_dense)
+    replacing = Replacing(recipe, cuts, kept_dense, correcting)
     sizes = [sum(weight.numel() for weight in selection.weights(it.module)) for it in chosen]
-    with Progress("packing layers", sum(sizes), progress) as shown:
+    doing = "fitting corrections" if correcting else "packing layers"
+    with Progress(doing, sum(sizes), progress) as shown:
         for layer, size in zip(chosen, sizes, strict=True):
             _replace(layer, replacing)
             shown.advance(size)
-
-
-def is_packed(module: nn.Module) -> bool:
-    """Whether this is a module of gossamer."""
-    return type(module).__module__.startswith(packed_nn.__name__)
 
 
 @contextlib.contextmanager
@@ -144,7 +130,8 @@ def _replace(layer: Layer, replacing: Replacing) -> None:
     if layer.partner and kind is nn.Embedding:
         _replace(layer.partner, replacing)
         shared = {"head": layer.partner.module}
-    dense, lost = _pruned(layer, folded(old), replacing)
+    original = folded(old)
+    dense, lost = _pruned(layer, original, replacing)
     weights = [weight for _, weight in matrices(dense)]
     both = (layer, layer.partner) if layer.partner else (layer,)
     insist = any(each.named_in_full for each in both)
@@ -153,19 +140,20 @@ def _replace(layer: Layer, replacing: Replacing) -> None:
         form = storage.scheme.resolved().format if storage.scheme else _dtype_name(weights[0])
         zeros = share_of_zeros(weights)
         replacing.kept_dense.append(KeptDense(layer.names[0], form, zeros, storage.reason))
+    new: nn.Module | None = None
+    if replacing.correcting:
+        with naming(layer):
+            new = replacing.correcting.replacement(layer, original, dense, storage.scheme)
+            lost = lost if new is None else {}  # counted in its error already
     if storage.scheme is None:
         if dense is not old:
             assign_values(old, {name: value.detach() for name, value in dense.named_parameters()})
         return
-    with naming(layer):
-        new = REPLACEMENTS[kind](dense, storage.scheme, **shared)  # type: ignore[index]  # selection saw to it
+    if new is None:
+        with naming(layer):
+            new = REPLACEMENTS[kind](dense, storage.scheme, **shared)  # type: ignore[index]  # selection saw to it
     _remember(new, lost, recipe)
-    for hooks in _HOOKS:
-        new.__dict__[hooks] = old.__dict__[hooks]
-    drop_pruning_hooks(new)
-    for parent, child in layer.places:
-        parent._modules[child] = new
-    layer.module = new
+    place(layer, new)
 
 
 def _pruned(

@@ -1,4 +1,4 @@
-"""``gossamer bench``: ``linear``, ``sparse``, ``conv``, ``model``, ``accuracy``."""
+"""``gossamer bench``: ``linear``, ``sparse``, ``conv``, ``model``, ``accuracy``, and low rank."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Annotated, TypeVar
 import torch
 import typer
 
-from gossamer.bench import terminal
+from gossamer.bench import lowrank_commands, terminal
 from gossamer.bench.results import Results, Row
 from gossamer.bench.terminal import print_table, progress
 
@@ -269,6 +269,11 @@ def bench_accuracy(
         print_table("quality", *accuracy.quality_table(measured.rows))
     if json_path:
         results.write(json_path, measured)
+
+
+app.command("svd")(lowrank_commands.bench_svd)
+app.command("lowrank")(lowrank_commands.bench_lowrank)
+app.command("quality-lowrank")(lowrank_commands.bench_quality_lowrank)
 
 
 def _split(text: str) -> list[str]:

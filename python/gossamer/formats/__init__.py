@@ -11,26 +11,52 @@ from .. import _ops_packing
 from .bf16 import BF16
 from .fp4 import FP4, MXFP4
 from .fp8 import FP8
+from .fp32 import FP32
 from .int4 import Int4
 from .int8 import Int8
+from .low_rank import LowRank
 from .nf4 import NF4
 from .sparse_float import SparseBF16, SparseFP32
 from .sparse_integer import SparseInt4, SparseInt8
+from .sums import (
+    FP4LowRank,
+    FP8LowRank,
+    Int4LowRank,
+    Int8LowRank,
+    MXFP4LowRank,
+    NF4LowRank,
+    SparseBF16LowRank,
+    SparseFP32LowRank,
+    SparseInt4LowRank,
+    SparseInt8LowRank,
+)
 
 __all__ = [
     "BF16",
     "FORMATS",
     "FP4",
     "FP8",
+    "FP32",
     "MXFP4",
     "NF4",
+    "FP4LowRank",
+    "FP8LowRank",
     "Format",
     "Int4",
+    "Int4LowRank",
     "Int8",
+    "Int8LowRank",
+    "LowRank",
+    "MXFP4LowRank",
+    "NF4LowRank",
     "SparseBF16",
+    "SparseBF16LowRank",
     "SparseFP32",
+    "SparseFP32LowRank",
     "SparseInt4",
+    "SparseInt4LowRank",
     "SparseInt8",
+    "SparseInt8LowRank",
     "unpack",
 ]
 
@@ -123,6 +149,18 @@ FORMATS: dict[str, type[Format]] = {
     SparseInt4.name: SparseInt4,
     SparseBF16.name: SparseBF16,
     SparseFP32.name: SparseFP32,
+    FP32.name: FP32,
+    LowRank.name: LowRank,
+    Int8LowRank.name: Int8LowRank,
+    Int4LowRank.name: Int4LowRank,
+    NF4LowRank.name: NF4LowRank,
+    FP4LowRank.name: FP4LowRank,
+    MXFP4LowRank.name: MXFP4LowRank,
+    FP8LowRank.name: FP8LowRank,
+    SparseInt8LowRank.name: SparseInt8LowRank,
+    SparseInt4LowRank.name: SparseInt4LowRank,
+    SparseBF16LowRank.name: SparseBF16LowRank,
+    SparseFP32LowRank.name: SparseFP32LowRank,
 }
 
 

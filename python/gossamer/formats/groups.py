@@ -16,15 +16,26 @@ _BLOCK_ROWS = 128  # formats with blocks can be divided at multiples of this
 _CHUNK_ELEMENTS = 1 << 20  # of a weight in fp32 at a time: temporaries of 4 MiB
 
 
-def dense_matrix(function: str, W: Tensor | np.ndarray[Any, Any]) -> Tensor:
-    """The argument W as a tensor, which must be a floating-point [N, K] on the CPU."""
+def dense_matrix(function: str, W: Tensor | np.ndarray[Any, Any], argument: str = "W") -> Tensor:
+    """The argument as a tensor, which must be a floating-point [N, K] on the CPU."""
     W = torch.from_numpy(np.ascontiguousarray(W)) if isinstance(W, np.ndarray) else W
+    what = f"{function}: {argument}: got {_check.describe(W)}"
     if not isinstance(W, Tensor) or not W.is_floating_point():
-        raise TypeError(f"{function}: W: got {_check.describe(W)}, wanted floating point")
+        raise TypeError(f"{what}, wanted floating point")
     if W.dim() != 2 or 0 in W.shape:
-        raise ValueError(f"{function}: W: got {_check.describe(W)}, wanted [N, K] with N, K >= 1")
-    _check.on_cpu(function, "W", W)
+        raise ValueError(f"{what}, wanted [N, K] with N, K >= 1")
+    _check.on_cpu(function, argument, W)
     return W.detach()
+
+
+def finite_matrix(function: str, W: Tensor | np.ndarray[Any, Any], argument: str = "W") -> Tensor:
+    """The same of an argument that float32 must be able to hold."""
+    W = dense_matrix(function, W, argument)
+    finite = torch.empty(W.shape[0], dtype=torch.bool)
+    for rows in row_chunks(*W.shape):
+        finite[rows] = W[rows].to(torch.float32).isfinite().all(1)
+    refuse_rows(function, finite, argument)
+    return W
 
 
 def row_chunks(N: int, K: int, multiple: int = 1) -> Iterator[slice]:
@@ -98,12 +109,12 @@ def relative_error(dense: Tensor, weight: Any) -> float:
     return math.sqrt(error / norm) if norm > 0 else 0.0
 
 
-def refuse_rows(function: str, finite: Tensor) -> None:
+def refuse_rows(function: str, finite: Tensor, argument: str = "W") -> None:
     """Raise ValueError where some rows [N] are not finite, naming them."""
     bad = (~finite).nonzero().flatten()
     if bad.numel():
         shown = ", ".join(map(str, bad[:8].tolist())) + (", ..." if bad.numel() > 8 else "")
-        raise ValueError(f"{function}: W: NaN or infinity in row(s) {shown}")
+        raise ValueError(f"{function}: {argument}: NaN or infinity in row(s) {shown}")
 
 
 def check_tensor(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, ClassVar
@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from .. import _check, _ops_packing
-from .four_bit import FourBit, join_halves, rounded_scales
+from .four_bit import FourBit, rounded_scales
 from .groups import (
     check_kinds,
     check_tensor,
@@ -21,10 +21,10 @@ from .groups import (
     map_groups,
     over_k,
     refuse_rows,
+    row_chunks,
 )
 
 _MIDDLE = 8  # the zero point of symmetric weights
-_SHARES = (0.9, 0.8, 0.7, 0.6)  # of the scale that fits the largest weight: tried too
 
 
 @dataclass(frozen=True, eq=False)
@@ -134,12 +134,21 @@ class Int4(FourBit):
         """
         _check.group_size("Int4.quantize", group_size, cls.group_sizes)
         W = dense_matrix("Int4.quantize", W)
-        scales = map_groups(W, group_size, _best_scales if symmetric else _range_scales)
+        if symmetric:
+            best = partial(_ops_packing.int4_best_scales, group_size=group_size)
+            scales = torch.cat([best(part) for part in _float_rows(W)])
+        else:
+            scales = map_groups(W, group_size, _range_scales)
         refuse_rows("Int4.quantize", scales.isfinite().all(1))
         scales = rounded_scales("Int4.quantize", scales, scale_dtype)
         zero_points = None if symmetric else map_groups(W, group_size, _zero_points, scales)
         K = W.shape[1]
-        codes = map_groups(W, group_size, partial(_codes, K), scales, zero_points)
+        codes, first = torch.empty(W.shape[0], -(-K // 2), dtype=torch.uint8), 0
+        for part in _float_rows(W):
+            rows = slice(first, first + len(part))
+            points = None if zero_points is None else zero_points[rows]
+            codes[rows] = _ops_packing.int4_codes(part, group_size, scales[rows], points)
+            first = rows.stop
         return cls(codes, scales, group_size, K, zero_points)
 
     @property
@@ -305,24 +314,13 @@ class Int4(FourBit):
         return replace(weight, zero_points=state.get("weight_zero_point"))
 
 
-def _best_scales(groups: Tensor) -> Tensor:
-    """Of a few scales for each group, the one with the smallest squared error: [n, groups]."""
-    low, high = groups.aminmax(dim=2)
-    whole = torch.where(-low > high, low, high) / -_MIDDLE
-    best, smallest = whole, _squared_error(groups, whole)
-    for share in _SHARES:
-        scales = whole * share
-        error = _squared_error(groups, scales)
-        better = error < smallest
-        best = torch.where(better, scales, best)
-        smallest = torch.where(better, error, smallest)
-    return best
-
-
-def _squared_error(groups: Tensor, scales: Tensor) -> Tensor:
-    scales = scales[:, :, None]
-    levels = divided(groups, scales).round_().clamp_(-_MIDDLE, _MIDDLE - 1)
-    return levels.mul_(scales).sub_(groups).square_().sum(2)
+def _float_rows(W: Tensor) -> Iterator[Tensor]:
+    """Rows of W in float32 with unit stride: all of them where they are so, else some at a time."""
+    if W.dtype is torch.float32 and (W.stride(1) == 1 or W.shape[1] == 1):
+        yield W
+        return
+    for rows in row_chunks(*W.shape):
+        yield W[rows].to(torch.float32).contiguous()
 
 
 def _range_scales(groups: Tensor) -> Tensor:
@@ -333,9 +331,3 @@ def _range_scales(groups: Tensor) -> Tensor:
 def _zero_points(groups: Tensor, scales: Tensor) -> Tensor:
     low = groups.amin(2).clamp(max=0)
     return divided(-low, scales.to(torch.float32)).round_().clamp_(0, 15).to(torch.uint8)
-
-
-def _codes(K: int, groups: Tensor, scales: Tensor, zero_points: Tensor | None) -> Tensor:
-    middle = _MIDDLE if zero_points is None else zero_points[:, :, None]
-    levels = divided(groups, scales.to(torch.float32)[:, :, None]).round_()
-    return join_halves(levels.add_(middle).clamp_(0, 15).to(torch.uint8), K)

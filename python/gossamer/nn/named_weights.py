@@ -202,4 +202,4 @@ class NamedWeights(torch.nn.Module):
 
 def _renamed(key: str, name: str) -> str:
     """The name of a canonical tensor in the parent: "weight_scale" of "weight_hh" -> ..."""
-    return name + key.removeprefix("weight")
+    return name + key.removeprefix("weight") if key.startswith("weight") else f"{name}_{key}"

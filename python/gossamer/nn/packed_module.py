@@ -206,7 +206,8 @@ class PackedModule(torch.nn.Module, ABC):
         )
 
     def _state_names(self) -> tuple[str, ...]:
-        return FORMATS[self.format].state_names
+        """The names of the canonical tensors, and that of a dense weight."""
+        return tuple(dict.fromkeys((*FORMATS[self.format].state_names, "weight")))
 
     def _take_weight(
         self,

@@ -11,6 +11,7 @@ from typing import Any
 from torch import nn
 
 from .._ops_packing import SparseInfo, packed_info
+from ..factorization import FactorizedLayer, LayerCorrection
 from ..fusion import Fusion
 from ..nn.conv_transpose import ConvTranspose2d
 from ..nn.linear import Linear
@@ -19,6 +20,8 @@ from ..nn.packed_table import PackedTable
 from ..nn.projections import Projection
 from ..packed_names import packed_weights
 from ..selection import KeptDense, LeftAlone
+from . import factorized
+from .table import number, shape_text, size_text, table
 from .timing import cached_time, rows_of
 
 
@@ -49,6 +52,13 @@ class LayerReport:
     parts : tuple of str
         Of a sparse weight: "bitmask", from which zeros are expanded, "spmm", which skips them, or
         both.
+    rank : int or None
+        R of a low-rank weight, or of a low-rank correction.
+    uncorrected_error : float or None
+        What `error` would be without the correction.
+    output_error_left : float or None
+        Of the error of the layer's outputs over the calibration (root mean square), the share that
+        the correction left; None without a calibration.
     fused : str
         What it computes together with, such as "query, key, value"; "" where by itself.
     tied_to : str
@@ -70,6 +80,9 @@ class LayerReport:
     sparsity: float | None = None
     pattern: str = ""
     parts: tuple[str, ...] = ()
+    rank: int | None = None
+    uncorrected_error: float | None = None
+    output_error_left: float | None = None
     fused: str = ""
     tied_to: str = ""
     ms: float | None = None
@@ -120,6 +133,10 @@ class Report:
         Sums.
     batch : int or None
         Rows per call, where times were measured.
+    factorized : tuple of FactorizedLayer
+        Layers that :func:`gossamer.factorize` replaced or left dense: rank, break-even, why.
+    corrections : tuple of LayerCorrection
+        What ``gs.LowRankCorrection`` did to each layer, or why nothing.
     """
 
     layers: tuple[LayerReport, ...]
@@ -128,6 +145,8 @@ class Report:
     fusions: tuple[Fusion, ...]
     totals: Totals
     batch: int | None = None
+    factorized: tuple[FactorizedLayer, ...] = ()
+    corrections: tuple[LayerCorrection, ...] = ()
 
     def to_dict(self) -> dict[str, Any]:
         """The report as plain dicts, tuples, strings and numbers.
@@ -143,21 +162,29 @@ class Report:
         parts = [_layer_table(self)]
         if self.left_alone:
             rows = [
-                [item.name, item.kind, _shape(item.shape), item.reason] for item in self.left_alone
+                [item.name, item.kind, shape_text(item.shape), item.reason]
+                for item in self.left_alone
             ]
-            parts.append("left alone:\n" + _table(["layer", "class", "shape", "reason"], rows, 4))
+            parts.append("left alone:\n" + table(["layer", "class", "shape", "reason"], rows, 4))
         if self.kept_dense:
             rows = [
                 [item.name, item.format, f"{item.sparsity:.0%}", item.reason]
                 for item in self.kept_dense
             ]
-            parts.append("kept dense:\n" + _table(["layer", "format", "zeros", "reason"], rows, 4))
+            parts.append("kept dense:\n" + table(["layer", "format", "zeros", "reason"], rows, 4))
+        if self.factorized:
+            rows = factorized.lines(self.factorized)
+            lines = table(factorized.HEADER, rows, 3, right_columns=5)
+            parts.append(f"{factorized.title(self.factorized)}\n{lines}")
+        rows = [[item.name, item.reason] for item in self.corrections if item.reason]
+        if rows:
+            parts.append("not corrected:\n" + table(["layer", "reason"], rows, 2))
         parts += _fusion_lines(self.fusions)
         totals = self.totals
         parts.append(
-            f"{totals.layers} packed layers: {_bytes(totals.bytes_before)} -> "
-            f"{_bytes(totals.bytes_after)}; whole model: {_bytes(totals.model_bytes_before)} -> "
-            f"{_bytes(totals.model_bytes_after)}"
+            f"{totals.layers} packed layers: {size_text(totals.bytes_before)} -> "
+            f"{size_text(totals.bytes_after)}; whole model: "
+            f"{size_text(totals.model_bytes_before)} -> {size_text(totals.model_bytes_after)}"
         )
         return "\n\n".join(parts)
 
@@ -212,9 +239,17 @@ def report(model: nn.Module, measure: bool = False, batch: int = 1) -> Report:
         if isinstance(module, PackedTable)
         for head in module._tied
     }
+    corrections = tuple(_remembered(model, "_gossamer_corrections", "name"))
+    corrected = {item.name: item for item in corrections}
     layers = []
     for name, module in packed_weights(model):
         found = _layer(name, module, fused.get(name, ""), tied.get(id(module), ""))
+        if name in corrected and found.error is not None:
+            found = dataclasses.replace(
+                found,
+                uncorrected_error=corrected[name].uncorrected_error,
+                output_error_left=corrected[name].output_error_left,
+            )
         if measure and type(module) in (Linear, Projection):
             ms, ms_dense = cached_time(module, batch, timings)  # type: ignore[arg-type]
             found = dataclasses.replace(found, ms=ms, ms_dense=ms_dense)
@@ -226,6 +261,8 @@ def report(model: nn.Module, measure: bool = False, batch: int = 1) -> Report:
         fusions,
         _totals(model, layers),
         batch if measure else None,
+        tuple(_remembered(model, "_gossamer_factorized", "name")),
+        corrections,
     )
 
 
@@ -249,6 +286,7 @@ def _layer(name: str, layer: Linear | PackedConv, fused: str, tied_to: str) -> L
         sparsity=None if sparse is None else _sparsity(layer, sparse),
         pattern="" if sparse is None else sparse.pattern,
         parts=() if sparse is None else sparse.parts,
+        rank=layer.settings.get("rank"),
         fused=fused,
         tied_to=tied_to,
     )
@@ -313,28 +351,34 @@ def _totals(model: nn.Module, layers: list[LayerReport]) -> Totals:
 def _layer_table(found: Report) -> str:
     columns = _columns(found)
     rows = [[cell(layer) for cell in columns.values()] for layer in found.layers]
-    return _table(list(columns), rows, 1)
+    return table(list(columns), rows, 1)
 
 
 def _columns(found: Report) -> dict[str, Callable[[LayerReport], str]]:
     """What each column of the table shows; those that would be empty are left out."""
     columns: dict[str, Callable[[LayerReport], str]] = {
         "layer": lambda layer: layer.name,
-        "shape": lambda layer: _shape(layer.shape),
+        "shape": lambda layer: shape_text(layer.shape),
         "format": lambda layer: layer.format,
         "bits": lambda layer: f"{layer.bits_per_weight:.2f}",
-        "before": lambda layer: _bytes(layer.bytes_before),
-        "after": lambda layer: _bytes(layer.bytes_after),
+        "before": lambda layer: size_text(layer.bytes_before),
+        "after": lambda layer: size_text(layer.bytes_after),
         "error": lambda layer: "-" if layer.error is None else f"{layer.error:.2%}",
     }
     if any(layer.parts for layer in found.layers):
         columns["zeros"] = lambda layer: "-" if layer.sparsity is None else f"{layer.sparsity:.0%}"
         columns["pattern"] = lambda layer: layer.pattern or "-"
         columns["parts"] = lambda layer: "+".join(layer.parts) or "-"
+    if any(layer.rank for layer in found.layers):
+        columns["rank"] = lambda layer: number(layer.rank, "d")
+    if any(layer.uncorrected_error is not None for layer in found.layers):
+        columns["uncorrected"] = lambda layer: number(layer.uncorrected_error, ".2%")
+    if any(layer.output_error_left is not None for layer in found.layers):
+        columns["output error left"] = lambda layer: number(layer.output_error_left, ".0%")
     if found.batch is not None:
-        columns[f"ms, {found.batch} rows"] = lambda layer: _number(layer.ms, ".4f")
-        columns["dense ms"] = lambda layer: _number(layer.ms_dense, ".4f")
-        columns["speed-up"] = lambda layer: _number(_speed_up(layer), ".2f", "x")
+        columns[f"ms, {found.batch} rows"] = lambda layer: number(layer.ms, ".4f")
+        columns["dense ms"] = lambda layer: number(layer.ms_dense, ".4f")
+        columns["speed-up"] = lambda layer: number(_speed_up(layer), ".2f", "x")
     if any(layer.fused for layer in found.layers):
         columns["fused"] = lambda layer: layer.fused or "-"
     if any(layer.tied_to for layer in found.layers):
@@ -348,37 +392,9 @@ def _fusion_lines(fusions: tuple[Fusion, ...]) -> list[str]:
     rows = [[item.module, item.result, item.reason] for item in fusions if item.layers]
     rows = [row for row in rows if row[-1]]
     if rows:
-        lines.append("not fused:\n" + _table(["module", "layers", "reason"], rows, 3))
+        lines.append("not fused:\n" + table(["module", "layers", "reason"], rows, 3))
     return lines
 
 
 def _speed_up(layer: LayerReport) -> float | None:
     return None if layer.ms is None or layer.ms_dense is None else layer.ms_dense / layer.ms
-
-
-def _number(value: float | None, form: str, unit: str = "") -> str:
-    return "-" if value is None else f"{value:{form}}{unit}"
-
-
-def _table(header: list[str], rows: list[list[str]], left_columns: int) -> str:
-    """Aligned columns: the first to the left, the others to the right."""
-    widths = [max(map(len, column)) for column in zip(header, *rows, strict=True)]
-    lines = []
-    for row in (header, *rows):
-        cells = [
-            cell.ljust(width) if column < left_columns else cell.rjust(width)
-            for column, (cell, width) in enumerate(zip(row, widths, strict=True))
-        ]
-        lines.append("  ".join(cells).rstrip())
-    return "\n".join(lines)
-
-
-def _shape(shape: tuple[int, ...]) -> str:
-    return " x ".join(map(str, shape))
-
-
-def _bytes(count: int) -> str:
-    for unit, size in (("GB", 10**9), ("MB", 10**6), ("kB", 10**3)):
-        if count >= size:
-            return f"{count / size:.2f} {unit}"
-    return f"{count} B"

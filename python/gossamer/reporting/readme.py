@@ -5,7 +5,8 @@ A document asks for a table with a pair of markers, and what stands between them
     <!-- table:linear -->
     <!-- /table -->
 
-The name is that of a results file. ``table:linear/4096x4096`` takes the layers N x K of it only.
+The name is that of a results file. ``table:linear/4096x4096`` takes the layers N x K of it only,
+``table:svd/outlier_columns`` the case "outlier columns".
 
 ``python -m gossamer.reporting.readme`` rewrites the documents, with ``--check`` it only tells
 whether they are in step, by its exit status.
@@ -93,6 +94,12 @@ def render(measured: Results, part: str | None = None) -> str:
         tables = _conv_tables(measured.rows)
     elif kinds == {"sparse"}:
         tables = _sparse_tables(measured.rows, part)
+    elif kinds == {"svd"}:
+        tables = _svd_tables(measured.rows, part)
+    elif kinds <= {"lowrank", "lowrank-fit"} and kinds:
+        tables = _lowrank_tables(measured.rows, part)
+    elif kinds == {"lowrank-quality"}:
+        tables = [_lowrank_quality_table(measured.rows)]
     elif kinds <= {"accuracy", "quality"} and kinds:
         tables = [_accuracy_table(measured.rows)]
     else:
@@ -155,13 +162,44 @@ def _conv_cell(row: Row) -> str:
 def _sparse_tables(rows: Sequence[Row], part: str | None) -> list[str]:
     from gossamer.bench import sparse_tables
 
-    names = {row["case"]: re.sub(r"\W+", "_", row["case"]) for row in rows}
-    chosen = [row for row in rows if part in (None, names[row["case"]])]
     return [
         f"**{table.title}**: ms (speed-up over the dense layer, share of the roof)\n\n"
         + _table(table.header, table.lines)
-        for table in sparse_tables.tables(chosen)
+        for table in sparse_tables.tables(_cases(rows, part))
     ]
+
+
+def _svd_tables(rows: Sequence[Row], part: str | None) -> list[str]:
+    """The summary; with the part "cases" a table for each case, with its name one of them."""
+    from gossamer.bench import svd_tables
+
+    if part is None:
+        chosen = [svd_tables.summary(rows)]
+    else:
+        chosen = svd_tables.tables(rows if part == "cases" else _cases(rows, part))
+    return [f"**{it.title}**\n\n" + _table(it.header, it.lines) for it in chosen]
+
+
+def _lowrank_tables(rows: Sequence[Row], part: str | None) -> list[str]:
+    from gossamer.bench import lowrank_tables
+
+    return [
+        f"**{it.title}**\n\n" + _table(it.header, it.lines)
+        for it in lowrank_tables.tables(_cases(rows, part))
+    ]
+
+
+def _lowrank_quality_table(rows: Sequence[Row]) -> str:
+    from gossamer.bench import lowrank_quality_tables
+
+    title = "**Quality; two figures are data-free / activation-aware**\n\n"
+    below = lowrank_quality_tables.below([row for row in rows if row["failure"] is None])
+    return title + _table(*lowrank_quality_tables.table(rows)) + f"\n{below}\n"
+
+
+def _cases(rows: Sequence[Row], part: str | None) -> list[Row]:
+    """Rows of the case whose name is `part`, but for characters that are no letters; None: all."""
+    return [row for row in rows if part in (None, re.sub(r"\W+", "_", row["case"]))]
 
 
 def _accuracy_table(rows: Sequence[Row]) -> str:
