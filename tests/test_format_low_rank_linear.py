@@ -44,7 +44,10 @@ def test_state_dict_pickle_and_copies(form: Any) -> None:
         assert repr(again) == repr(layer)
         assert same(again.quantized(), weight)
         assert torch.equal(again(x), layer(x))
-    torch.testing.assert_close(layer.dequantize(), weight.dequantize())
+    want = weight.dequantize()
+    torch.testing.assert_close(
+        layer.dequantize(), want, rtol=0, atol=1e-6 * float(want.abs().max())
+    )
     assert (layer.weight.shape, layer.weight.dtype) == ((24, 71), torch.float32)
     assert f"format={form.name}" in repr(layer)
     assert "rank=5, factors=int8" in repr(layer)

@@ -362,3 +362,19 @@ def test_progress(capsys: pytest.CaptureFixture[str]) -> None:
     assert "truncated_svd" in capsys.readouterr().err
     truncated_svd(W, 8)
     assert capsys.readouterr().err == ""
+
+
+def test_excess_decides_how_long_the_search_runs() -> None:
+    W = with_spectrum(spectrum("slow", 400), 600, 400).float()
+    found = {}
+    for excess in (0.03, 1e-5):
+        U, S, V, info = truncated_svd(W, 32, excess=excess)
+        assert error_of(W, U, S, V) <= optimum(W, 32) * (1 + excess)
+        found[excess] = info.passes
+    assert found[0.03] < found[1e-5]
+
+
+@pytest.mark.parametrize("excess", [0.0, 1.0, math.nan, "1e-3", True])
+def test_refuses_an_excess(excess: object) -> None:
+    with pytest.raises(ValueError, match="excess: got"):
+        truncated_svd(torch.eye(4), 2, excess=excess)

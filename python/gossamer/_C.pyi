@@ -5,8 +5,8 @@ pointers. Dtype codes: 0 float32, 1 bfloat16, 2 float16. Activation codes: 0 non
 3 gelu_tanh, 4 silu. Bag modes: 0 sum, 1 mean, 2 max. ``isa`` is a name of ``isa_available()``, or
 "" for the active one.
 
-Formats: "int8", "int4", "nf4", "fp4", "mxfp4", "fp8_e4m3", "fp8_e5m2", "bf16", "fp32". Activations: "int8",
-"exact", "int8-group". Scale types: "float32", "bfloat16", "float16", "e8m0". ``group_size`` 0 is
+Formats: "int8", "int4", "nf4", "fp4", "mxfp4", "fp8_e4m3", "fp8_e5m2", "bf16", "fp32".
+Activations: "int8", "exact", "int8-group". Scale types: "float32", "bfloat16", "float16", "e8m0". ``group_size`` 0 is
 per channel; ``zero_points`` 0 is none. Canonical tensors are contiguous;
 csrc/include/gossamer/format_*.h says how they lie.
 

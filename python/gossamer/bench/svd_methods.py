@@ -122,7 +122,7 @@ def _sklearn(rank: int) -> Method:
     there = importlib.util.find_spec("sklearn") is not None
 
     def run(W: Tensor) -> Any:
-        from sklearn.utils.extmath import randomized_svd  # type: ignore[import-not-found]
+        from sklearn.utils.extmath import randomized_svd
 
         return randomized_svd(W.numpy(), n_components=rank, n_iter="auto", random_state=0)
 

@@ -99,7 +99,23 @@ class LowRankCorrection:
             )
 
     def why_too_large(self, N: int, K: int) -> str:
-        """Why the factors do not pay beside a weight [N, K]; "" where they do."""
+        """Why the factors do not pay beside a weight; "" where they do.
+
+        Parameters
+        ----------
+        N, K : int
+            The shape of the weight.
+
+        Returns
+        -------
+        str
+            That they hold more numbers than the weight.
+
+        Examples
+        --------
+        >>> gs.LowRankCorrection(rank=32).why_too_large(40, 100)
+        'factors of rank 32 would hold 4480 numbers, the weight holds 4000'
+        """
         if self.rank * (N + K) < N * K:
             return ""
         return (

@@ -77,6 +77,13 @@ def target(rank: object, rel_error: object, energy: object, shape: tuple[int, in
     return Target(None, share * share if names[0] == "rel_error" else 1 - share)
 
 
+def excess(value: object) -> float:
+    """By how much the error may exceed the smallest, a number from 1e-6 to 0.1."""
+    if not isinstance(value, int | float) or isinstance(value, bool) or not 1e-6 <= value <= 0.1:
+        raise ValueError(f"{NAME}: excess: got {_check.describe(value)}, wanted 1e-6 to 0.1")
+    return float(value)
+
+
 def matrix(name: str, value: object) -> Tensor:
     """A numpy array or torch tensor as a matrix, without a copy where possible."""
     if isinstance(value, np.ndarray):

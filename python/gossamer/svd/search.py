@@ -13,7 +13,8 @@ from . import algebra
 from .krylov import CHEAP_EIGENVALUES, Basis
 from .operators import Operator
 
-# By how much the error may exceed that of the best approximation of the same rank, relatively.
+# By how much the error may exceed that of the best approximation of the same rank, relatively,
+# unless the caller says otherwise.
 EXCESS = 4e-4
 # An adaptive rank may exceed the smallest possible one by this share of it, from the search.
 _RANK_EXCESS = 0.005
@@ -31,10 +32,13 @@ class Target:
         The rank.
     remainder : float
         Where rank is None: the largest allowed ``|W - U S Vᵀ|² / |W|²``.
+    excess : float
+        Where there is a rank: by how much the error may exceed the smallest, relatively.
     """
 
     rank: int | None
     remainder: float = 0.0
+    excess: float = EXCESS
 
 
 @dataclass(frozen=True)
@@ -59,9 +63,9 @@ def block_columns(rank: int | None, size: int) -> int:
     return max(1, min(wanted, 32 if rank is None or rank <= 96 else 64, size))
 
 
-def first_look(rank: int, block: int) -> int:
+def first_look(target: Target, block: int) -> int:
     """After how many blocks convergence is looked at first: a basis of 2 to 4 times the rank."""
-    return max(3, math.ceil((2 * rank + 48) / block))
+    return max(3, math.ceil((2 * (target.rank or block) + 48) / block))
 
 
 def search(
@@ -98,7 +102,7 @@ def search(
         columns = block_columns(target.rank, operator.size)
         start = algebra.random_columns(operator.size, columns, start, operator.dtype)
     block = start.shape[1]
-    blocks = first_look(target.rank or block, block)
+    blocks = first_look(target, block)
     basis = Basis(operator, start, (blocks + 2) * block)
     while blocks * block <= largest:
         while basis.width < blocks * block:
@@ -119,7 +123,7 @@ def _look(
     if target.rank is not None:
         rank = target.rank
         left = max(total - float(energies[:rank].sum()), 0.0)
-        allowed = 2 * EXCESS * left
+        allowed = 2 * target.excess * left
     else:
         enough = torch.nonzero(total - energies.cumsum(0) <= target.remainder * total)
         if not len(enough):

@@ -15,7 +15,7 @@ from . import algebra, certificate, finish, gram
 from .finish import Approximation
 from .operators import Operator, Plain, Weighted
 from .problem import Problem
-from .search import EXCESS, LARGEST_SHARE, Found, Target, search
+from .search import LARGEST_SHARE, Found, Target, search
 
 # Up to this size of the smaller side LAPACK's SVD, and the Gram matrix, take about 1 ms, which the
 # steps of a search alone would take. An unknown rank needs more steps.
@@ -130,7 +130,7 @@ def _searches(
 ) -> Iterator[tuple[Candidates | None, int]]:
     start: Tensor | int = seed
     largest = int(LARGEST_SHARE * min(problem.W.shape))
-    for operator, floor in _levels(problem):
+    for operator, floor in _levels(problem, target):
         found = search(operator, target, problem.energy, start, largest, progress)
         if found is None:
             yield None, operator.passes
@@ -139,7 +139,7 @@ def _searches(
         start = found.basis.search_vectors(found.vectors[:, : found.basis.block])
 
 
-def _levels(problem: Problem) -> Iterator[tuple[Operator, Callable[[int], float]]]:
+def _levels(problem: Problem, target: Target) -> Iterator[tuple[Operator, Callable[[int], float]]]:
     """M in finer and finer lanes, and the share of the energy where the noise of each begins.
 
     Rounding to bf16 adds a matrix E to W of 2^-9 * 0.3 |W|, spread over all its directions: that
@@ -151,7 +151,7 @@ def _levels(problem: Problem) -> Iterator[tuple[Operator, Callable[[int], float]
     C = None if problem.C is None else problem.C.float()
 
     def coarse_floor(rank: int) -> float:
-        return 4 * (0.3 * 2.0**-9) ** 2 * rank / size / (2 * EXCESS)
+        return 4 * (0.3 * 2.0**-9) ** 2 * rank / size / (2 * target.excess)
 
     yield _operator(W, C, _ops_svd.best_lane(), False), coarse_floor
     single = problem.factors is torch.float32

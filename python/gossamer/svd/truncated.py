@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -13,7 +13,7 @@ from torch import Tensor
 from .._progress import Progress
 from . import certificate, finish, spectral
 from . import problem as problems
-from .search import Target, first_look
+from .search import EXCESS, Target, first_look
 from .solve import Solution, solve
 
 
@@ -53,6 +53,7 @@ def truncated_svd(
     *,
     rel_error: float | None = None,
     energy: float | None = None,
+    excess: float = EXCESS,
     weight: Any = None,
     seed: int = 0,
     progress: bool | None = None,
@@ -75,6 +76,9 @@ def truncated_svd(
         about 1 % of the smallest possible rank.
     energy : float, optional
         The same for the share of ``|W|_F²`` to be kept: ``rel_error = sqrt(1 - energy)``.
+    excess : float
+        By how much the error at a given rank may exceed that of the best approximation, relatively:
+        the search goes on until its estimate says so. From 1e-6 to 0.1.
     weight : numpy.ndarray or torch.Tensor, optional
         C [n, n], symmetric and positive semidefinite, such as the second moment ``E[x xᵀ]`` of
         what W is multiplied with. The result then is the best in ``|E|² = trace(E C Eᵀ)``, the
@@ -120,11 +124,12 @@ def truncated_svd(
     started = time.perf_counter()
     values = problems.matrix("W", W)
     target = problems.target(rank, rel_error, energy, (values.shape[0], values.shape[1]))
+    target = replace(target, excess=problems.excess(excess))
     start = problems.seed(seed)
     problem = problems.prepare(
         values, None if weight is None else problems.matrix("weight", weight)
     )
-    total = first_look(target.rank or 64, 32) * 32
+    total = first_look(target, 32) * 32
     with Progress("truncated_svd", total, progress) as shown:
         if problem.energy > 0:
             solution = solve(problem, target, start, shown)
