@@ -6,8 +6,8 @@ pointers. Dtype codes: 0 float32, 1 bfloat16, 2 float16. Activation codes: 0 non
 "" for the active one.
 
 Formats: "int8", "int4", "nf4", "fp4", "mxfp4", "fp8_e4m3", "fp8_e5m2", "bf16", "fp32".
-Activations: "int8", "exact", "int8-group". Scale types: "float32", "bfloat16", "float16", "e8m0". ``group_size`` 0 is
-per channel; ``zero_points`` 0 is none. Canonical tensors are contiguous;
+Activations: "int8", "exact", "int8-group". Scale types: "float32", "bfloat16", "float16", "e8m0".
+``group_size`` 0 is per channel; ``zero_points`` 0 is none. Canonical tensors are contiguous;
 csrc/include/gossamer/format_*.h says how they lie.
 
 Sparse formats: "sparse-int8", "sparse-int4", "sparse-bf16", "sparse-fp32". Patterns: "any", "1x4",
