@@ -14,9 +14,8 @@
 namespace gossamer {
 namespace {
 
-constexpr const char* kFormatNames[] = {"",         "int8", "int4",        "nf4",         "fp4",         "mxfp4",      "fp8_e4m3",
-                                        "fp8_e5m2", "bf16", "sparse-int8", "sparse-int4", "sparse-bf16", "sparse-fp32", "fp32",     "low-rank",
-                                        "sum"};
+constexpr const char* kFormatNames[] = {"",     "int8",        "int4",        "nf4",         "fp4",         "mxfp4", "fp8_e4m3", "fp8_e5m2",
+                                        "bf16", "sparse-int8", "sparse-int4", "sparse-bf16", "sparse-fp32", "fp32",  "low-rank", "sum"};
 constexpr const char* kActivationsNames[] = {"int8", "exact", "int8-group"};
 constexpr const char* kScaleTypeNames[] = {"float32", "bfloat16", "float16", "e8m0"};
 

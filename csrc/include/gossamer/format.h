@@ -62,7 +62,8 @@ struct PackedHeader {
 };
 static_assert(sizeof(PackedHeader) == 64);
 
-// "int8", "int4", ... "sparse-int8", ... "fp32", "low-rank", "sum"; "int8", "exact", "int8-group"; "float32", "bfloat16", "float16", "e8m0".
+// "int8", "int4", ... "sparse-int8", ... "fp32", "low-rank", "sum"; "int8", "exact", "int8-group"; "float32", "bfloat16", "float16",
+// "e8m0".
 const char* name(FormatId format);
 const char* name(Activations activations);
 const char* name(ScaleType scale_type);

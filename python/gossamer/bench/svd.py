@@ -113,7 +113,7 @@ def _environment(settings: Settings) -> Row:
 
 def _methods(case: SvdCase) -> list[Method]:
     if case.rank:
-        return methods_of_rank((case.matrix.m, case.matrix.n), case.rank)
+        return methods_of_rank((case.matrix.m, case.matrix.n), case.rank, case.target_excess)
     smallest = rank_for(case.matrix.singular_values(), case.rel_error)
     return methods_of_error(case.rel_error, smallest)
 

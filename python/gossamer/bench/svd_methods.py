@@ -50,12 +50,12 @@ class Method:
     absent: str | None = None
 
 
-def methods_of_rank(shape: tuple[int, int], rank: int) -> list[Method]:
-    """Everyone, asked for ``rank`` columns of a matrix of ``shape``."""
+def methods_of_rank(shape: tuple[int, int], rank: int, excess: float) -> list[Method]:
+    """Everyone, asked for ``rank`` columns of a matrix of ``shape``; ours told the ``excess``."""
     most = min(shape)
     widths = dict.fromkeys(min(rank + extra, most) for extra in (10, 32, rank // 4))
     return [
-        _ours(OURS, rank=rank),
+        _ours(OURS, rank=rank, excess=excess),
         *(_svd_lowrank(rank, width, niter) for width in widths for niter in NITER),
         _sklearn(rank),
         _gram(lambda values: rank),

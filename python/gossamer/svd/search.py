@@ -64,8 +64,13 @@ def block_columns(rank: int | None, size: int) -> int:
 
 
 def first_look(target: Target, block: int) -> int:
-    """After how many blocks convergence is looked at first: a basis of 2 to 4 times the rank."""
-    return max(3, math.ceil((2 * (target.rank or block) + 48) / block))
+    """After how many blocks convergence is looked at first: a basis of 2 to 4 times the rank.
+
+    A look in vain costs less than a block where the basis is small.
+    """
+    rank = target.rank or block
+    more = 16 if target.excess >= 1e-3 and rank <= 32 else 48
+    return max(3, math.ceil((2 * rank + more) / block))
 
 
 def search(
