@@ -169,7 +169,7 @@ def test_the_smallest_rank_for_an_error() -> None:
 def test_what_would_take_too_long_is_left_out(monkeypatch: pytest.MonkeyPatch) -> None:
     matrix = KnownMatrix(64, 64, "flat")
     W = matrix.draw()
-    full = methods_of_rank((64, 64), 4)[-1]
+    full = methods_of_rank((64, 64), 4, 1e-3)[-1]
     assert svd_methods.why_not(full, matrix, W) is None
     monkeypatch.setattr(svd_methods, "PREDICTED", 0.0)
     assert svd_methods.why_not(full, matrix, W) is None

@@ -78,7 +78,7 @@ def truncated_svd(
         The same for the share of ``|W|_F²`` to be kept: ``rel_error = sqrt(1 - energy)``.
     excess : float
         By how much the error at a given rank may exceed that of the best approximation, relatively:
-        the search goes on until its estimate says so. From 1e-6 to 0.1.
+        the search goes on until its estimate says so. From 1e-6 to 1.
     weight : numpy.ndarray or torch.Tensor, optional
         C [n, n], symmetric and positive semidefinite, such as the second moment ``E[x xᵀ]`` of
         what W is multiplied with. The result then is the best in ``|E|² = trace(E C Eᵀ)``, the
