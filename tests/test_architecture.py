@@ -29,7 +29,7 @@ ALLOWED = {
     "formats": {"_check", "_ops", "_ops_packing", "sparse_choice", "svd"},
     "_products": {"_C", "_check", "_ops", "formats", "sparse_choice"},
     "kernels_sparse": {"_check", "_products", "formats", "sparse_choice"},
-    "kernels_svd": {"_check", "_ops_svd", "_products"},
+    "kernels_svd": {"_check", "_ops_svd", "_products", "svd"},
     "kernels": {
         "_C",
         "_check",

@@ -6,8 +6,6 @@ not be contiguous: a slice of columns of a larger buffer is read in place.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -15,6 +13,7 @@ from torch import Tensor
 
 from . import _check, _ops_svd
 from ._products import Array, as_tensor, isa_name, like
+from .svd.algebra import one_thread
 
 # Of the pivots of a Gram matrix with unit diagonal: beyond it a float32 product knows too little.
 _MOST_SPREAD = 1e3
@@ -217,7 +216,7 @@ def _cholesky_rounds(X: Tensor, isa: str, threads: int | None) -> tuple[Tensor, 
         lengths = gram.diagonal().sqrt()
         if not (lengths > 0).all() or lengths.isinf().any():
             return None
-        with _one_thread():
+        with one_thread():
             # Lower triangles only are read, so a last bit of asymmetry does not matter.
             L, failed = torch.linalg.cholesky_ex(gram / lengths / lengths[:, None])
             pivots = L.diagonal()
@@ -231,18 +230,7 @@ def _cholesky_rounds(X: Tensor, isa: str, threads: int | None) -> tuple[Tensor, 
 
 
 def _householder(X: Tensor) -> tuple[Tensor, Tensor]:
-    with _one_thread():
+    with one_thread():
         Q, R = torch.linalg.qr(X.double())
     signs = torch.where(R.diagonal() < 0, -1.0, 1.0)
     return (Q * signs).float(), (R * signs[:, None]).float()
-
-
-@contextmanager
-def _one_thread() -> Iterator[None]:
-    """LAPACK's results depend on the number of threads."""
-    count = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(count)

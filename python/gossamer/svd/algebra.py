@@ -20,7 +20,7 @@ _MOST_CONDITION, _WELL_CONDITIONED = 1e6, 4.0
 
 @contextmanager
 def one_thread() -> Iterator[None]:
-    """Run torch with one thread inside the block."""
+    """Run torch with one thread inside the block: LAPACK's results depend on the number."""
     count = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
