@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -66,6 +67,12 @@ def test_matrices_have_the_singular_values_they_say(
     assert torch.equal(W, KnownMatrix(m, n, spectrum, outliers).draw())
     if spectrum != "flat" or m < n:
         assert not torch.equal(W, KnownMatrix(m, n, spectrum, outliers, seed=1).draw())
+
+
+@pytest.fixture(autouse=True)
+def _without_sklearn(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It would bring a second OpenMP runtime into the process of all tests."""
+    monkeypatch.setitem(sys.modules, "sklearn", None)
 
 
 def test_rotations_are_orthogonal_and_mix_every_row() -> None:
