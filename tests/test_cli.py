@@ -10,12 +10,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import safetensors
 import torch
 
 import gossamer as gs
 from gossamer.bench import environment, results
 from gossamer.bench.results import Results
+from gossamer.loading import load
 
 pytest.importorskip("typer", reason="the extra 'cli' is not installed")
 
@@ -199,32 +199,37 @@ def test_the_help_names_every_peer() -> None:
 
 
 def test_a_compressed_model_loads_again_as_documented(model_dir: Path, tmp_path: Path) -> None:
-    import safetensors.torch
     import transformers
 
     out = tmp_path / "new" / "out"
+    (model_dir / "vocab.txt").write_text("[PAD]")
     shown = gossamer("compress", model_dir, out, "--group-size", 32)
     assert shown.exit_code == 0, shown.output
     assert "bert.encoder.layer.1.output.dense" in shown.stdout
+    assert 'gs.load("OUT_DIR")' in gossamer("compress", "--help").stdout
 
     ids = torch.arange(10)[None] % VOCABULARY
     expected = transformers.BertForMaskedLM.from_pretrained(model_dir).eval()
     gs.compress(expected, gs.Quantize("int8", group_size=32))
-
-    # The steps of `gossamer compress --help`.
-    manifest = json.loads((out / "gossamer.json").read_text())
-    config = transformers.AutoConfig.from_pretrained(out)
-    model = getattr(transformers, manifest["architecture"])(config).eval()
-    recipe = gs.Quantize(manifest["scheme"], group_size=manifest["group_size"])
-    gs.compress(model, recipe, targets=manifest["targets"], ignore=manifest["ignore"])
-    safetensors.torch.load_model(model, out / "model.safetensors")
-
+    model = load(out)
     assert isinstance(model.get_submodule("bert.encoder.layer.1.output.dense"), gs.nn.Linear)
     with torch.inference_mode():
         assert torch.equal(model(ids).logits, expected(ids).logits)
     dense = (model_dir / "model.safetensors").stat().st_size
     assert (out / "model.safetensors").stat().st_size < 0.7 * dense
+    assert (out / "vocab.txt").read_text() == "[PAD]"
     assert [path.name for path in out.parent.iterdir()] == ["out"]
+
+    again = gossamer("report", out)
+    assert again.exit_code == 0, again.output
+    assert again.stdout.strip() == str(gs.report(expected)).strip()
+
+
+def test_report_tells_of_a_folder_that_does_not_load(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert end_of_main(monkeypatch, "report", tmp_path) == 1
+    assert "holds no gossamer.json" in " ".join(capsys.readouterr().err.split())
 
 
 def test_compress_takes_targets_and_ignore(model_dir: Path, tmp_path: Path) -> None:
@@ -234,12 +239,8 @@ def test_compress_takes_targets_and_ignore(model_dir: Path, tmp_path: Path) -> N
         *("--targets", "*.intermediate.dense", "--ignore", "*.layer.0.*"),
     )
     assert shown.exit_code == 0, shown.output
-    manifest = json.loads((out / "gossamer.json").read_text())
-    assert manifest["targets"] == ["*.intermediate.dense"]
-    assert manifest["ignore"] == ["*.layer.0.*"]
-    with safetensors.safe_open(out / "model.safetensors", "pt") as file:
-        packed = [name for name in sorted(file.keys()) if name.endswith("weight_scale")]
-    assert packed == ["bert.encoder.layer.1.intermediate.dense.weight_scale"]
+    modules = json.loads((out / "gossamer.json").read_text())["modules"]
+    assert list(modules) == ["bert.encoder.layer.1.intermediate.dense"]
 
 
 def test_compress_writes_no_folder_that_holds_something(model_dir: Path, tmp_path: Path) -> None:

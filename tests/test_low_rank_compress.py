@@ -67,7 +67,7 @@ class TestCorrected:
     def test_report(self) -> None:
         dense, calibration = mlp(), batches()
         model = gs.compress(copy.deepcopy(dense), STEPS, calibration=calibration)
-        plain = gs.report(gs.compress(copy.deepcopy(dense), "int4-g32"))
+        plain = gs.report(gs.compress(copy.deepcopy(dense), "int4-g32", calibration=calibration))
         found = gs.report(model)
         first, last = found.layers[0], found.layers[2]
         assert (first.rank, last.rank) == (8, None)
@@ -272,7 +272,6 @@ class TestErrors:
     @pytest.mark.parametrize(
         ("steps", "calibration", "kind", "message"),
         [
-            ("int4", [torch.zeros(1, 96)], ValueError, "is what gs.LowRankCorrection is fitted to"),
             (STEPS, [], ValueError, "is empty, wanted at least one batch"),
             (STEPS, torch.zeros(1, 96), TypeError, "wanted an iterable of batches"),
             (STEPS, [3], TypeError, "got a batch of int"),

@@ -30,20 +30,25 @@ uint32_t abs_max_bits(const T* x, int64_t K) {
 }
 
 // A row, or a group of one, into `part` bytes of each of its lines, which are line_stride bytes apart: 64 unless groups are shorter.
-template <int64_t part, class T>
-void store_row(const T* x, int64_t K, float before, float inverse, uint8_t* line, int64_t line_stride) {
+// `scaled` gives what is to be rounded, of each vector of x once.
+template <int64_t part, class T, class Scaled>
+void store_row(const T* x, int64_t K, const Scaled& scaled, uint8_t* line, int64_t line_stride) {
     constexpr int64_t w = Vec::width;
-    const Vec vbefore = broadcast(before), vinverse = broadcast(inverse);
     int64_t k = 0;
     for (; k + part <= K; k += part, line += line_stride) {
-        for (int64_t j = 0; j < part; j += w) store_biased_u8(line + j, load_as(x + k + j) * vbefore * vinverse);
+        for (int64_t j = 0; j < part; j += w) store_biased_u8(line + j, scaled(load_as(x + k + j)));
     }
     if (k == K) return;
     for (int64_t j = 0; j < part; j += w) {
         const int64_t left = K - k - j;
         const Vec v = left >= w ? load_as(x + k + j) : left > 0 ? load_tail(x + k + j, left) : broadcast(0.0f);
-        store_biased_u8(line + j, v * vbefore * vinverse);
+        store_biased_u8(line + j, scaled(v));
     }
+}
+
+template <int64_t part>
+void store_zeros(int64_t K, uint8_t* line, int64_t line_stride) {
+    for (int64_t k = 0; k < K; k += part, line += line_stride) std::memset(line, 128, part);
 }
 
 inline float float_of_bits(uint32_t bits) {
@@ -52,19 +57,38 @@ inline float float_of_bits(uint32_t bits) {
     return x;
 }
 
+constexpr uint32_t kInfinityBits = 0x7f800000, kNanBits = 0x7fc00000;
+
+// What a number is multiplied by before the quotient with it is taken, so that this does not overflow.
+inline float lift(float divisor) { return divisor < 0x1p-100f ? 0x1p100f : 1.0f; }
+
 template <int64_t part, class T>
 void quantize_row(const T* x, int64_t K, uint8_t* line, int64_t line_stride, float* scale) {
-    constexpr uint32_t infinity = 0x7f800000;
     const uint32_t bits = abs_max_bits(x, K);
-    if (bits == 0 || bits >= infinity) {
-        *scale = bits == 0 ? 0.0f : float_of_bits(0x7fc00000);
-        for (int64_t k = 0; k < K; k += part, line += line_stride) std::memset(line, 128, part);
-        return;
+    if (bits == 0 || bits >= kInfinityBits) {
+        *scale = bits == 0 ? 0.0f : float_of_bits(kNanBits);
+        return store_zeros<part>(K, line, line_stride);
     }
     const float amax = float_of_bits(bits);
     *scale = amax / 127.0f;
-    const float before = amax < 0x1p-100f ? 0x1p100f : 1.0f;
-    store_row<part>(x, K, before, 127.0f / (amax * before), line, line_stride);
+    const Vec before = broadcast(lift(amax)), inverse = broadcast(127.0f / (amax * lift(amax)));
+    store_row<part>(x, K, [&](Vec v) { return v * before * inverse; }, line, line_stride);
+}
+
+template <class T>
+void quantize_row_with(float input_scale, const T* x, int64_t K, uint8_t* line, int64_t line_stride, float* scale) {
+    const Vec before = broadcast(lift(input_scale)), inverse = broadcast(1.0f / (input_scale * lift(input_scale)));
+    const Vec top = broadcast(127.0f), bottom = broadcast(-127.0f);
+    AbsMax largest;
+    const auto scaled = [&](Vec v) {
+        update(largest, v);
+        return maximum(minimum(v * before * inverse, top), bottom);  // a NaN becomes 127, for now
+    };
+    store_row<kChunk>(x, K, scaled, line, line_stride);
+    *scale = input_scale;
+    if (reduce(largest) < kInfinityBits) return;
+    *scale = float_of_bits(kNanBits);
+    store_zeros<kChunk>(K, line, line_stride);
 }
 
 // A row group by group; those shorter than a line are parts of it.
@@ -89,6 +113,10 @@ void quantize_rows_of(const QuantizeRows& rows) {
         const T* x = static_cast<const T*>(rows.x) + m * rows.x_row_stride;
         uint8_t* line = rows.panels + m / R * R * K64 + m % R * kChunk;
         float* scale = rows.scale + m * groups;
+        if (rows.input_scale > 0) {
+            quantize_row_with(rows.input_scale, x, rows.K, line, R * kChunk, scale);
+            continue;
+        }
         switch (G) {
             case 0: quantize_row<kChunk>(x, rows.K, line, R * kChunk, scale); break;
             case 16: quantize_groups<16>(rows, x, line, scale); break;

@@ -66,6 +66,7 @@ py::dict packed_info(Address packed, int64_t packed_bytes) {
     info["activations"] = name(header.activations);
     info["scale_type"] = name(header.scale_type);
     info["zero_points"] = header.has_zero_points != 0;
+    info["input_scale"] = header.input_scale;
     if (const auto* sparse = std::get_if<SparseWeight>(&weight.form)) {
         info["nnz"] = sparse->nnz;
         info["pattern"] = name(sparse->spec.pattern);
@@ -222,6 +223,10 @@ void bind_low_rank(py::module_& module) {
 void bind_formats(py::module_& module) {
     const auto release = py::call_guard<py::gil_scoped_release>();
     module.def("packed_info", &packed_info, py::arg("packed"), py::arg("packed_bytes"));
+    module.def(
+        "set_input_scale",
+        [](Address packed, int64_t packed_bytes, float input_scale) { set_input_scale(at<void>(packed), packed_bytes, input_scale); },
+        py::arg("packed"), py::arg("packed_bytes"), py::arg("input_scale"));
     module.def("unpack", &unpack, py::arg("packed"), py::arg("packed_bytes"), py::arg("values"), py::arg("scales"), py::arg("zero_points"),
                py::arg("threads"), py::arg("mask") = 0, release);
     bind_int8(module);

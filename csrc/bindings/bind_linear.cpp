@@ -80,7 +80,7 @@ struct PackedLinear {
 };
 
 void quantize_to_rows(Address x, int x_dtype, int64_t M, int64_t K, int64_t x_row_stride, int64_t group_size, Address values,
-                      Address scales, const char* isa) {
+                      Address scales, const char* isa, float input_scale) {
     const QuantizeKernels& kernels = select_kernels(quantize_list(), isa_of(isa));
     const DType dtype = dtype_of(x_dtype);
     const py::gil_scoped_release release;
@@ -88,7 +88,7 @@ void quantize_to_rows(Address x, int x_dtype, int64_t M, int64_t K, int64_t x_ro
     // With one row to a panel, a panel is a plain row.
     const auto panels = std::make_unique<uint8_t[]>(static_cast<size_t>(M * padded_k(K)));
     const auto padded_scales = std::make_unique<float[]>(static_cast<size_t>(M * padded_groups));
-    kernels.run({at<void>(x), dtype, x_row_stride, 0, M, K, 1, panels.get(), padded_scales.get(), group_size});
+    kernels.run({at<void>(x), dtype, x_row_stride, 0, M, K, 1, panels.get(), padded_scales.get(), group_size, input_scale});
     for (int64_t m = 0; m < M; ++m) {
         for (int64_t g = 0; g < groups; ++g) at<float>(scales)[m * groups + g] = padded_scales[static_cast<size_t>(m * padded_groups + g)];
         for (int64_t k = 0; k < K; ++k) {
@@ -101,7 +101,7 @@ void quantize_to_rows(Address x, int x_dtype, int64_t M, int64_t K, int64_t x_ro
 
 void bind_linear(py::module_& module) {
     module.def("quantize_rows", &quantize_to_rows, py::arg("x"), py::arg("x_dtype"), py::arg("M"), py::arg("K"), py::arg("x_row_stride"),
-               py::arg("group_size"), py::arg("values"), py::arg("scales"), py::arg("isa"));
+               py::arg("group_size"), py::arg("values"), py::arg("scales"), py::arg("isa"), py::arg("input_scale") = 0.0f);
     py::class_<PackedLinear>(module, "PackedLinear")
         .def(py::init<Address, int64_t>(), py::arg("packed"), py::arg("packed_bytes"))
         .def_property_readonly("N", [](const PackedLinear& p) { return p.weight.N; })

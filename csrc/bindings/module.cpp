@@ -7,6 +7,7 @@ void bind_cpu(pybind11::module_& module);
 void bind_embedding(pybind11::module_& module);
 void bind_formats(pybind11::module_& module);
 void bind_linear(pybind11::module_& module);
+void bind_obs(pybind11::module_& module);
 void bind_sparse(pybind11::module_& module);
 void bind_svd(pybind11::module_& module);
 }  // namespace gossamer
@@ -17,6 +18,7 @@ PYBIND11_MODULE(_C, module) {
     gossamer::bind_embedding(module);
     gossamer::bind_formats(module);
     gossamer::bind_linear(module);
+    gossamer::bind_obs(module);
     gossamer::bind_sparse(module);
     gossamer::bind_svd(module);
 }

@@ -114,6 +114,7 @@ ConvWeight::ConvWeight(const void* packed, int64_t packed_bytes, int64_t groups,
         parts_.push_back(weight_view(static_cast<const char*>(packed) + i * bytes, bytes));
         require(parts_[static_cast<size_t>(i)].N == parts_[0].N, "packed: rows of a group", parts_.back().N, parts_[0].N);
         require(parts_[static_cast<size_t>(i)].K == parts_[0].K, "packed: columns of a group", parts_.back().K, parts_[0].K);
+        if (parts_.back().input_scale > 0) throw std::invalid_argument("conv2d: packed: has an input scale, wanted that as an argument");
         N_ += parts_.back().N;
     }
     if (!depthwise) return;

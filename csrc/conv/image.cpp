@@ -28,7 +28,8 @@ struct SampleScale {
         if (largest >= kInfinityBits) {
             scale = std::numeric_limits<float>::quiet_NaN();
         } else if (given > 0) {
-            inverse = 1 / given;
+            before = given < 0x1p-100f ? 0x1p100f : 1.0f;
+            inverse = 1 / (given * before);
             scale = given;
         } else if (largest > 0) {
             const float amax = std::bit_cast<float>(largest);

@@ -12,6 +12,7 @@
 #include "gossamer/cpu.h"
 #include "gossamer/epilogue.h"
 #include "gossamer/f32.h"
+#include "gossamer/obs.h"
 #include "gossamer/quantize.h"
 #include "gossamer/round_int4.h"
 #include "gossamer/s8.h"
@@ -43,6 +44,7 @@ std::span<const Int8ExpandKernels* const> int8_expand_list();
 std::span<const Fp8ExpandKernels* const> fp8_expand_list();
 std::span<const Bf16ExpandKernels* const> bf16_expand_list();
 std::span<const SvdPanelKernels* const> svd_panels_list();
+std::span<const ObsKernels* const> obs_list();
 std::span<const PeakKernels* const> peak_list();
 
 // The first of a list that this machine has and that is not above `limit`; null where there is none (bf16_list has no scalar).

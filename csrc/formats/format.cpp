@@ -5,6 +5,7 @@
 #include <sys/mman.h>
 #endif
 
+#include <cmath>
 #include <cstring>
 #include <iterator>
 #include <limits>
@@ -29,6 +30,21 @@ void check_codes(const PackedHeader& header) {
     if (activations >= std::size(kActivationsNames)) fail("got activations " + std::to_string(activations) + ", wanted 0 to 2");
     if (scale_type >= std::size(kScaleTypeNames)) fail("got scale type " + std::to_string(scale_type) + ", wanted 0 to 3");
     if (header.has_zero_points > 1) fail("got zero points " + std::to_string(header.has_zero_points) + ", wanted 0 or 1");
+}
+
+bool is_integer(FormatId format) {
+    return (format >= FormatId::int8 && format <= FormatId::mxfp4) || format == FormatId::sparse_int8 || format == FormatId::sparse_int4;
+}
+
+void check_input_scale(const PackedHeader& header) {
+    const float scale = header.input_scale;
+    if (scale == 0) return;
+    const std::string what = std::string(name(header.format)) + ": input_scale: got " + std::to_string(scale);
+    if (!(scale > 0 && std::isfinite(scale))) throw std::invalid_argument(what + ", wanted a finite number above 0, or 0 for none");
+    if (header.activations != Activations::int8) {
+        throw std::invalid_argument(what + " with activations " + name(header.activations) + ", wanted it with int8 only");
+    }
+    if (!is_integer(header.format) && header.format != FormatId::sum) throw std::invalid_argument(what + ", wanted none in this format");
 }
 
 }  // namespace
@@ -69,8 +85,8 @@ PackedHeader make_header(FormatId format, int64_t N, int64_t K, int64_t G, Activ
 }
 
 void check_activations(const PackedHeader& header) {
-    const bool integer = (header.format >= FormatId::int8 && header.format <= FormatId::mxfp4) || header.format == FormatId::sparse_int8 ||
-                         header.format == FormatId::sparse_int4;
+    const bool integer = is_integer(header.format);
+    check_input_scale(header);
     if (header.format == FormatId::low_rank || header.format == FormatId::sum) return;  // those of the parts, which say it themselves
     const bool right = header.activations == Activations::exact || (integer && (header.activations == Activations::int8 || header.G != 0));
     if (right) return;

@@ -1,6 +1,7 @@
 // Entry points: which lane a call takes, and where the rows of a linear layer come from.
 #include "gossamer/linear.h"
 
+#include <cstring>
 #include <stdexcept>
 
 #include "dispatch/lists.h"
@@ -20,7 +21,7 @@ public:
         if (t.lane == Lane::s8) {
             return select_kernels(quantize_list(), call_.isa)
                 .run({x, call_.x_dtype, call_.x_row_stride, t.begin, t.end, K, t.panel_rows, static_cast<uint8_t*>(t.panels), t.scale,
-                      t.group_k});
+                      t.group_k, call_.weight.input_scale});
         }
         const ConvertRows rows{x, call_.x_dtype, call_.x_row_stride, t.begin, t.end, K, t.panel_rows, t.panels};
         if (t.lane == Lane::bf16) return copy_rows_bf16(rows);
@@ -51,7 +52,7 @@ Weight weight_view(const void* packed, int64_t packed_bytes) {
     const PackedHeader header = read_header(packed, packed_bytes);
     const auto make = [&](auto form) {
         check_activations(header);
-        return Weight{form, header.activations, header.N, header.K};
+        return Weight{form, header.activations, header.N, header.K, header.input_scale};
     };
     switch (header.format) {
         case FormatId::int8: return make(int8_view(packed, packed_bytes));
@@ -72,6 +73,18 @@ Weight weight_view(const void* packed, int64_t packed_bytes) {
     }
     throw std::invalid_argument("packed weight: got format " + std::to_string(static_cast<uint32_t>(header.format)) +
                                 ", which this version does not know");
+}
+
+void set_input_scale(void* packed, int64_t packed_bytes, float input_scale) {
+    weight_view(packed, packed_bytes);  // checks more than the header
+    PackedHeader header = read_header(packed, packed_bytes);
+    header.input_scale = input_scale;
+    check_activations(header);
+    if (header.format == FormatId::sum) {  // its header repeats what that of the base says
+        const PackedPart base = read_parts(packed, packed_bytes).first;
+        set_input_scale(static_cast<char*>(packed) + base.offset, base.size_bytes, input_scale);
+    }
+    std::memcpy(packed, &header, sizeof header);
 }
 
 Lane lane_of(const Weight& weight, DType x_dtype, Isa isa) {

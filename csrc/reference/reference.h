@@ -21,6 +21,7 @@ struct QuantizedRow {
     float scale;
 };
 QuantizedRow quantize_row(const void* x, DType dtype, int64_t K);
+QuantizedRow quantize_row_with(float input_scale, const void* x, DType dtype, int64_t K);
 
 // out[m,n] = sum_k a[m,k] * w[n,k]; a is uint8 or int8 [M, K], w [N, K], contiguous.
 std::vector<int64_t> multiply(const uint8_t* a, const int8_t* w, int64_t M, int64_t N, int64_t K);

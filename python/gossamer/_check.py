@@ -132,6 +132,17 @@ def activations(function: str, value: str | None, allowed: tuple[str, ...]) -> s
     return value or allowed[0]
 
 
+def input_scale(function: str, value: float | None) -> float | None:
+    """The one scale of all rows of x: the argument, which must be None or > 0 in float32."""
+    if value is None:
+        return None
+    number = isinstance(value, numbers.Real) and not isinstance(value, bool)
+    if not (number and 2.0**-149 <= value <= torch.finfo(torch.float32).max):
+        wanted = "None or a number > 0 that float32 can hold"
+        raise ValueError(f"{function}: input_scale: got {value!r}, wanted {wanted}")
+    return float(value)
+
+
 def threads(function: str, value: int | None) -> int:
     """The number of threads to use: the argument, or torch's number where it is None."""
     if value is None:

@@ -92,6 +92,12 @@ def packed_info(packed: Tensor) -> PackedInfo:
     )
 
 
+def set_input_scale(packed: Tensor, input_scale: float) -> None:
+    """Have the kernels round all rows of x with one scale; in the header, in place."""
+    _check.packed_bytes("set_input_scale", packed)
+    _C.set_input_scale(packed.data_ptr(), packed.numel(), input_scale)
+
+
 def _sparse_info(info: _C.PackedInfo) -> SparseInfo | None:
     if "nnz" not in info:
         return None

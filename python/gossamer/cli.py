@@ -1,22 +1,21 @@
-"""The ``gossamer`` command: ``info``, ``bench``, ``compress``."""
+"""The ``gossamer`` command: ``info``, ``bench``, ``compress``, ``report``."""
 
 from __future__ import annotations
 
 import importlib
-import json
-import shutil
 from pathlib import Path
 from typing import Annotated, Any, NoReturn
 
 import torch
 
 import gossamer as gs
+from gossamer.checkpoint import save
+from gossamer.loading import load
 
 try:
     import typer
 
     from gossamer.bench import commands, terminal
-    from gossamer.packed_names import sparse_layers
 except ImportError as error:
     raise SystemExit(
         f"gossamer: the command line needs {error.name}: pip install 'gossamer[cli]'"
@@ -87,19 +86,7 @@ def compress(
 ) -> None:
     r"""Compress a transformers model and save it: safetensors and a JSON manifest, no pickle.
 
-    To load it again:
-
-        out = Path("OUT_DIR"); manifest = json.loads((out / "gossamer.json").read_text())
-        config = transformers.AutoConfig.from_pretrained(out)
-        model = getattr(transformers, manifest["architecture"])(config).eval()
-        rank, group_size = manifest["low_rank"], manifest["group_size"]
-        correction = [gs.LowRankCorrection(rank)] if rank else []
-        if manifest["sparse"]:
-            sparse = gs.Quantize(manifest["sparse_scheme"], group_size)
-            gs.compress(model, [sparse, *correction], targets=manifest["sparse"])
-        recipe = [gs.Quantize(manifest["scheme"], group_size), *correction]
-        gs.compress(model, recipe, targets=manifest["targets"], ignore=manifest["ignore"])
-        safetensors.torch.load_model(model, out / "model.safetensors")
+    To load it again: model = gs.load("OUT_DIR")
     """
     quantize = gs.Quantize(scheme, group_size=group_size)
     pruned = prune is not None or pattern is not None
@@ -115,17 +102,19 @@ def compress(
         gs.compress(model, [*steps, quantize, *correction], targets=targets, ignore=ignore)
     terminal.console.print(str(gs.report(model)), markup=False, highlight=False, soft_wrap=True)
     with terminal.console.status(f"saving {out_dir.name}"):
-        manifest = {
-            "scheme": scheme,
-            "group_size": group_size,
-            "low_rank": low_rank,
-            "targets": targets,
-            "ignore": ignore,
-        }
-        sparse = sparse_layers(model)
-        sparse_scheme = f"sparse-{scheme.removeprefix('sparse-')}" if sparse else None
-        manifest |= {"sparse_scheme": sparse_scheme, "sparse": sparse}
-        _save_model(model, model_dir, out_dir, manifest)
+        save(model, out_dir, source=model_dir)
+
+
+@app.command()
+def report(
+    folder: Annotated[
+        Path, typer.Argument(help="What compress wrote, or GPTQ, AWQ, compressed-tensors, GGUF.")
+    ],
+) -> None:
+    """Check that a saved model loads, and list its layers: format, bytes, error."""
+    with terminal.console.status(f"loading {folder.name}"):
+        model = load(folder)
+    terminal.console.print(str(gs.report(model)), markup=False, highlight=False, soft_wrap=True)
 
 
 def _load_model(folder: Path) -> torch.nn.Module:
@@ -137,31 +126,6 @@ def _load_model(folder: Path) -> torch.nn.Module:
         raise ValueError(f"compress: {folder}: transformers has no class {architectures[0]}")
     model: torch.nn.Module = model_class.from_pretrained(folder)
     return model.eval()
-
-
-def _save_model(
-    model: torch.nn.Module, source: Path, out_dir: Path, recipe: dict[str, Any]
-) -> None:
-    """Weights, manifest and the small files of ``source``; the folder appears when complete."""
-    import safetensors.torch
-
-    partial = out_dir.with_name(f".{out_dir.name}.partial")
-    shutil.rmtree(partial, ignore_errors=True)
-    partial.mkdir(parents=True)
-    for file in source.iterdir():
-        if file.suffix in (".json", ".txt", ".model") and ".index." not in file.name:
-            shutil.copy(file, partial)
-    # save_model keeps tied tensors once and load_model ties them again.
-    safetensors.torch.save_model(model, str(partial / "model.safetensors"))
-    manifest = {
-        "gossamer": gs.__version__,
-        "architecture": type(model).__name__,
-        **recipe,
-    }
-    (partial / "gossamer.json").write_text(json.dumps(manifest, indent=1) + "\n")
-    if out_dir.exists():
-        out_dir.rmdir()
-    partial.replace(out_dir)
 
 
 def _require(module: str, extra: str) -> Any:

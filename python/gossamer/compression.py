@@ -2,42 +2,42 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Iterator, Sequence
+import os
+from collections.abc import Collection, Iterator
+from pathlib import Path
 from typing import Any, TypeVar
 
-import torch
-from torch import Tensor, nn
+from torch import nn
 
-from . import _check, selection
+from . import selection
 from .calibration import Batches, sized
-from .correcting import Correcting
+from .decisions import Decisions, Overrides, Request, Steps, decide
 from .factorization.correction import LayerCorrection
-from .folding import folded
+from .fits import LayerFit
+from .fitting import fit_alone, fit_blocks, why_not_fitted
+from .fitting_layers import Fitting
 from .fusion import fuse as fuse_layers
-from .nn.linear import dense_weight, is_conv1d
-from .nn.packed_conv import quantize_groups
 from .placing import disable_transformer_fast_path, is_packed
-from .recipe import Recipe, Step, as_recipe
-from .replacing import REPLACEMENTS, naming, replace_all
-from .schemes import Quantize
-from .selection import KeptDense, Layer, Patterns
+from .replacing import REPLACEMENTS, Replacing, replace_all
+from .resuming import Finished, fingerprint
+from .selection import KeptDense, Patterns
 from .sparse_choice import Batch
 
 Model = TypeVar("Model", bound=nn.Module)
-_CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.ConvTranspose1d, nn.ConvTranspose2d)
 
 __all__ = ["REPLACEMENTS", "compress"]
 
 
 def compress(
     model: Model,
-    scheme: Step | Sequence[Step],
+    scheme: Steps | Path,
     targets: Patterns = None,
     ignore: Patterns = None,
     *,
+    overrides: Overrides | None = None,
     calibration: Batches | None = None,
     batch: Batch | None = None,
+    resume: str | os.PathLike[str] | None = None,
     fuse: bool = True,
     progress: bool | None = None,
 ) -> Model:
@@ -63,9 +63,11 @@ def compress(
     sparse ones are taken, in every scheme, as the dense weights that they stand for.
 
     Layers are replaced one by one, each dense weight being freed before the next is packed, so that
-    the peak of memory is the model and one layer; with a `calibration` also E[x xᵀ] for each
-    different input of the linear layers, 4 K² bytes (12 K² while the model runs), which are freed
-    as the layers are done.
+    the peak of memory is the model and one layer. With a `calibration` the blocks of the model are
+    passed through in order, each being given what the packed blocks before it make of the batches:
+    then the peak is the model, two of its blocks, what is known of the inputs of one (E[x xᵀ] takes
+    12 K² bytes for each different input), and the hidden states of all batches, of which methods
+    that learn keep two sets. :func:`gossamer.report` tells their size.
 
     After ``gs.LowRankCorrection`` linear layers hold "int4+low-rank" and the like; all others are
     packed without a correction, and the report says why. Corrected layers that read one input are
@@ -76,8 +78,10 @@ def compress(
     model : nn.Module
         On the CPU. Hooks, bias, training mode and everything else stay.
     scheme : str, Quantize, Prune, or a list of Prune, one of the others and LowRankCorrection
-        "int8", ``gs.Quantize("int8", group_size=64)``, "sparse-int8", ``gs.Prune(0.8)``,
-        ``[gs.Prune(0.5), "int8"]``, or ``["int4", gs.LowRankCorrection(rank=32)]``.
+        "int8", ``gs.Quantize("int4", group_size=64, method="gptq")``, "sparse-int8",
+        ``gs.Prune(0.6, method="sparsegpt")``, ``[gs.Prune(0.5), "int8"]``, or
+        ``["int4", gs.LowRankCorrection(rank=32)]``. Or a recipe: "fast", "balanced", "smallest", or
+        the path of a YAML file, whose other settings hold where the arguments here are None.
     targets : pattern or sequence of patterns, optional
         Which layers; None takes all. A pattern is a name with ``*``, ``?`` and ``[]``, a regular
         expression for the whole name after ``re:``, or a module class. One that matches a module
@@ -85,12 +89,19 @@ def compress(
         scheme says so, whatever its zeros.
     ignore : pattern or sequence of patterns, optional
         Which layers not, even if they are among the targets.
+    overrides : mapping of patterns to schemes, optional
+        Another scheme for some layers, such as ``{"*.down_proj": "int8"}``. Of several patterns
+        that match a layer the last counts.
     calibration : iterable of batches, optional
-        Inputs of the model, each a tensor, a tuple of arguments or a dict of keyword arguments, for
-        ``gs.LowRankCorrection`` to fit each layer to what it is given. None: to its weight alone.
+        Inputs of the model, each a tensor, a tuple of arguments or a dict of keyword arguments, to
+        fit each layer to what it is given: what the methods of ``gs.Quantize`` and ``gs.Prune`` are
+        about, and better for "rtn" and ``gs.LowRankCorrection``, too. None: to weights alone.
     batch : int, "large" or a tuple of these, optional
         Rows of x (tokens) in the calls that the model is for: sparse weights hold what these need,
         in one or two parts. None: 1 and "large".
+    resume : str or path, optional
+        A folder in which each block that is done is kept, so that the same call goes on there after
+        an interruption, to the same result. New or of the same call; it may be deleted at the end.
     fuse : bool
         Let layers of the BERT, GPT-2 and Llama families of transformers compute as one: q, k and v;
         gate and up; a linear layer and the activation after it. Names and tensors of the
@@ -109,8 +120,9 @@ def compress(
     ------
     ValueError
         Where a pattern matches nothing, the model is itself a layer to be replaced, there is none
-        in it, a weight holds NaN or infinity, or the `calibration` does not call a layer, or is
-        given without a correction. The model is then as it was.
+        in it, a weight holds NaN or infinity, a method needs a `calibration`, or `resume` is of
+        other work: the model is then as it was. Where the `calibration` does not call a layer, or
+        gives it NaN: the blocks before it are then packed.
     TypeError
         Where an argument has another type.
     RuntimeError
@@ -132,24 +144,12 @@ def compress(
       (2): Linear(in_features=64, out_features=8, bias=True)
     )
     """
-    recipe = as_recipe("compress", scheme, batch)
-    batches = _check_calibration(calibration, recipe)
-    kinds = _check_model(model)
-    layers = selection.choose(model, kinds, targets, ignore)
-    if not layers and not any(map(is_packed, model.modules())):
-        names = ", ".join(f"nn.{kind.__name__}" for kind in kinds)
-        raise ValueError(f"compress: model: has no layer that can be packed: {names} or Conv1D")
-    for layer in layers:
-        layer.reason = layer.reason or _why_not(layer, recipe)
-    chosen = [layer for layer in layers if not layer.reason]
-    for layer in chosen:
-        _check_layer(layer, recipe)
-    correcting = _correcting(model, layers, recipe)
-    if correcting and batches is not None:
-        correcting.calibrate(model, chosen, batches, progress)
-    left_alone = tuple(selection.left_alone(layer) for layer in layers if layer.reason)
+    batches = None if calibration is None else sized("compress", calibration)
+    decisions = decide(model, Request(scheme, targets, ignore, overrides, batch))
+    finished = _begin(model, decisions, batches, resume)
+    left_alone = tuple(selection.left_alone(it) for it in decisions.layers if it.reason)
     model._gossamer_left_alone = left_alone  # type: ignore[assignment]
-    _replace_all(model, layers, recipe, correcting, progress)
+    _replace_all(model, decisions, batches, finished, progress)
     if fuse:
         reasons = {item.name: item.reason for item in left_alone}
         reasons.update((item.name, item.reason) for item in _dense_layers(model))
@@ -157,120 +157,64 @@ def compress(
     return model
 
 
-# --- everything that can fail, before anything changes ---
-
-
-def _check_model(model: object) -> tuple[type[nn.Module], ...]:
-    """The kinds of layers that are replaced, if the model is one that can hold them."""
-    if not isinstance(model, nn.Module):
-        raise TypeError(f"compress: model: got {_check.describe(model)}, wanted nn.Module")
-    kinds = tuple(REPLACEMENTS)
-    if isinstance(model, kinds) or is_conv1d(model):
-        raise ValueError(
-            f"compress: model: is itself a layer ({type(model).__name__}) and cannot be replaced "
-            "in place; use from_dense of its class in gs.nn"
-        )
-    return kinds
-
-
-def _check_calibration(calibration: Batches | None, recipe: Recipe) -> Batches | None:
-    """The batches, of which there are some, if anything is to be fitted to them."""
-    if calibration is None:
-        return None
-    if recipe.correction is None:
-        raise ValueError(
-            "compress: calibration: is what gs.LowRankCorrection is fitted to, and the scheme has "
-            "none"
-        )
-    return sized("compress", calibration)
-
-
-def _why_not(layer: Layer, recipe: Recipe) -> str:
-    """Why the recipe has nothing for a layer."""
-    if recipe.store is None:
-        return selection.why_not_pruned(layer)
-    dense = recipe.forms(next(selection.weights(layer.module)).dtype)[1]
-    return _why_groups(layer.module, dense) if dense else ""
-
-
-def _why_groups(module: Any, scheme: Quantize) -> str:
-    """Why a format cannot hold the groups of a convolution: its blocks of rows lie across them."""
-    if not isinstance(module, _CONVOLUTIONS) or module.groups == 1:
-        return ""
-    rows = module.out_channels // module.groups
-    if isinstance(module, nn.ConvTranspose1d | nn.ConvTranspose2d):
-        rows *= math.prod(module.kernel_size)
-    elif module.groups == module.in_channels == module.out_channels:
-        return ""  # depthwise: all rows are one weight
-    try:
-        quantize_groups(torch.zeros(2 * rows, 1), 2, scheme.quantize)
-    except ValueError as error:
-        return str(error)
-    return ""
-
-
-def _check_layer(layer: Layer, recipe: Recipe) -> None:
-    """Raises what replacing the layer would raise, without the memory that replacing it takes."""
-    module, start = layer.module, f"compress: model: layer {layer.names[0]!r}"
-    for parameter in module.parameters():
-        if parameter.device.type != "cpu":
-            raise RuntimeError(f"{start} is on {parameter.device}; move the model to the CPU first")
-    module = folded(module)
-    with naming(layer):
-        for name, parameter in module.named_parameters():
-            if "bias" in name.rpartition(".")[2]:
-                _check.floating(type(module).__name__, name, parameter)
-        for weight in _matrices(module):
-            if isinstance(module, nn.Linear) or is_conv1d(module):
-                _check.bias("Linear", module.bias, len(weight))  # type: ignore[arg-type]
-            low, high = weight.aminmax(dim=1)  # NaN if one is
-            bad = (~(low.isfinite() & high.isfinite())).nonzero().flatten().tolist()
-            if bad:
-                shown = ", ".join(map(str, bad[:8])) + (", ..." if len(bad) > 8 else "")
-                raise ValueError(f"weight: NaN or infinity in row(s) {shown}")
-            for form in recipe.forms(weight.dtype):
-                if form is not None:
-                    form.quantize(weight[:1])
-
-
-def _matrices(module: nn.Module) -> Iterator[Tensor]:
-    """The weights of a layer, of two dimensions each."""
-    if isinstance(module, nn.Linear) or is_conv1d(module):
-        yield dense_weight(module)
-    else:
-        yield from (weight.detach().flatten(1) for weight in selection.weights(module))
-
-
 # --- replacing ---
 
 
-def _correcting(model: nn.Module, layers: list[Layer], recipe: Recipe) -> Correcting | None:
-    """What fits the corrections, with the results of earlier calls for other layers."""
-    if recipe.correction is None:
-        return None
-    names = {layer.names[0] for layer in layers}
-    before: tuple[LayerCorrection, ...] = getattr(model, "_gossamer_corrections", ())
-    return Correcting(recipe.correction, [item for item in before if item.name not in names])
+def _begin(
+    model: nn.Module,
+    decisions: Decisions,
+    batches: Collection[Any] | None,
+    resume: str | os.PathLike[str] | None,
+) -> Finished:
+    """What an earlier call has finished, if it was the same."""
+    for layer in decisions.chosen:
+        wanting = decisions.recipe_of(layer).wants_calibration
+        if batches is None and wanting:
+            raise ValueError(
+                f"compress: calibration: {wanting} needs one: some batches that the model is run on"
+            )
+    if resume is None:
+        return Finished(None)
+    if batches is None:
+        raise ValueError("compress: resume: is for work with a calibration, and there is none")
+    by_name = {layer.names[0]: decisions.recipe_of(layer) for layer in decisions.chosen}
+    finished = Finished(Path(resume), fingerprint(model, by_name, batches))
+    finished.begin()
+    return finished
 
 
 def _replace_all(
     model: nn.Module,
-    layers: list[Layer],
-    recipe: Recipe,
-    correcting: Correcting | None,
+    decisions: Decisions,
+    batches: Collection[Any] | None,
+    finished: Finished,
     progress: bool | None,
 ) -> None:
-    """Replace the chosen layers, and remember on the model what stayed dense or uncorrected."""
-    names = {layer.names[0] for layer in layers}
-    before: tuple[KeptDense, ...] = getattr(model, "_gossamer_kept_dense", ())
-    kept = [item for item in before if item.name not in names]
-    chosen = [layer for layer in layers if not layer.reason]
+    """Replace the chosen layers, and remember on the model what there is to say of them."""
+    names = {layer.names[0] for layer in decisions.layers}
+    kept: tuple[KeptDense, ...] = getattr(model, "_gossamer_kept_dense", ())
+    corrections: tuple[LayerCorrection, ...] = getattr(model, "_gossamer_corrections", ())
+    fits: tuple[LayerFit, ...] = getattr(model, "_gossamer_fits", ())
+    chosen = decisions.chosen
+    replacing = Replacing(
+        decisions.recipes,
+        [item for item in kept if item.name not in names],
+        [item for item in corrections if item.name not in names],
+    )
+    fitted = {layer.names[0]: layer for layer in chosen if not why_not_fitted(layer)}
+    fitting = Fitting(replacing, fitted, [item for item in fits if item.name not in names])
     try:
-        replace_all(chosen, recipe, kept, correcting, progress)
+        if batches is not None:
+            record = fit_blocks(model, chosen, fitting, batches, finished, progress)
+            model._gossamer_calibration = record  # type: ignore[assignment]
+        elif all(decisions.recipe_of(layer).rounds_to_nearest for layer in chosen):
+            replace_all(chosen, replacing, progress)
+        else:
+            fit_alone(chosen, fitting, progress)
     finally:
-        model._gossamer_kept_dense = tuple(kept)  # type: ignore[assignment]
-        if correcting:
-            model._gossamer_corrections = tuple(correcting.results)  # type: ignore[assignment]
+        model._gossamer_kept_dense = tuple(replacing.kept_dense)  # type: ignore[assignment]
+        model._gossamer_corrections = tuple(replacing.corrections)  # type: ignore[assignment]
+        model._gossamer_fits = tuple(fitting.results)  # type: ignore[assignment]
         disable_transformer_fast_path(model)
 
 

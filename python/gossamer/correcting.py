@@ -2,101 +2,82 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from torch import Tensor, nn
 
-from .calibration import Batches, second_moments
 from .factorization.correction import Corrected, LayerCorrection, LowRankCorrection, sum_of
 from .folding import matrices
 from .nn.linear import Linear, is_conv1d
+from .recipe import Storage
 from .schemes import Quantize
 from .selection import Layer
 
 
 @dataclass
-class Correcting:
-    """What is known while layers are corrected.
+class Prepared:
+    """A layer that is about to be packed.
 
     Attributes
     ----------
-    correction : LowRankCorrection
-        How.
-    results : list of LayerCorrection
-        Is told of every layer that is packed.
-    moments : dict
-        By layer, by identity: E[x xᵀ] of its inputs. Empty without a calibration.
+    layer : Layer
+        Where it is.
+    original, dense : nn.Module
+        As it was, folded, and with zeros where it is pruned. One module, where it is not.
+    storage : Storage
+        How it will be stored.
+    norms : dict
+        By weight, the norms of what became zero and of what is left.
     """
 
-    correction: LowRankCorrection
-    results: list[LayerCorrection]
-    moments: dict[int, Tensor] = field(default_factory=dict)
+    layer: Layer
+    original: nn.Module
+    dense: nn.Module
+    storage: Storage
+    norms: dict[str, tuple[float, float]] = field(default_factory=dict)
 
-    def calibrate(
-        self,
-        model: nn.Module,
-        layers: Sequence[Layer],
-        batches: Batches,
-        progress: bool | None,
-    ) -> None:
-        """Take the moments of all layers that may be corrected. The model is as it was."""
-        found = [layer for layer in layers if not self._why_not_kind(layer)]
-        if not found:
-            return
-        modules = {layer.names[0]: layer.module for layer in found}
-        try:
-            moments = second_moments(model, modules, batches, progress)
-        except (TypeError, ValueError) as error:
-            own = str(error).removeprefix("second_moments: ")
-            if own == str(error):  # of the model
-                raise
-            kind = TypeError if isinstance(error, TypeError) else ValueError
-            why = own.removeprefix("calibration: ")
-            raise kind(f"compress: calibration: {why}") from error
-        self.moments = {id(layer): moments[layer.names[0]] for layer in found}
 
-    def replacement(
-        self, layer: Layer, dense: nn.Module, pruned: nn.Module, scheme: Quantize | None
-    ) -> nn.Module | None:
-        """The packed and corrected layer; None where it is not corrected, and `results` says why.
+def corrected(
+    prepared: Prepared, correction: LowRankCorrection, moment: Tensor | None
+) -> tuple[nn.Module | None, LayerCorrection]:
+    """The packed and corrected layer, or None where it is not corrected; and what there is to say.
 
-        Parameters
-        ----------
-        layer : Layer
-            Where it is in the model.
-        dense, pruned : nn.Module
-            As it was before all steps, and with zeros. One module, where nothing was pruned.
-        scheme : Quantize or None
-            Of the base; None: it stays dense.
-        """
-        moment = self.moments.pop(id(layer), None)
-        reason = self._why_not_kind(layer) or _why_not_base(scheme)
-        if reason:
-            self.results.append(LayerCorrection(layer.names[0], reason=reason))
-            return None
-        assert scheme is not None
-        (_, W), (_, zeros) = next(matrices(dense)), next(matrices(pruned))
-        keeps_zeros = pruned is not dense or scheme.resolved().format.startswith("sparse-")
-        found = self.correction.fit(
-            W,
-            scheme.quantize,
-            pruned=zeros if keeps_zeros else None,
-            moment=moment,
-            activations=scheme.resolved().activations or "exact",
-        )
-        errors = found.uncorrected_error, found.output_error_left
-        self.results.append(LayerCorrection(layer.names[0], *errors))
-        return _linear(dense, W, found, scheme)
+    Parameters
+    ----------
+    prepared : Prepared
+        The layer.
+    correction : LowRankCorrection
+        How.
+    moment : Tensor or None
+        E[x xᵀ] of its inputs; None: data-free.
+    """
+    layer, scheme = prepared.layer, prepared.storage.scheme
+    reason = why_not_corrected(layer, correction) or _why_not_base(scheme)
+    if reason:
+        return None, LayerCorrection(layer.names[0], reason=reason)
+    assert scheme is not None
+    dense, pruned = prepared.original, prepared.dense
+    (_, W), (_, zeros) = next(matrices(dense)), next(matrices(pruned))
+    keeps_zeros = pruned is not dense or scheme.resolved().format.startswith("sparse-")
+    found = correction.fit(
+        W,
+        scheme.quantize,
+        pruned=zeros if keeps_zeros else None,
+        moment=moment,
+        activations=scheme.resolved().activations or "exact",
+    )
+    errors = found.uncorrected_error, found.output_error_left
+    return _linear(dense, W, found, scheme), LayerCorrection(layer.names[0], *errors)
 
-    def _why_not_kind(self, layer: Layer) -> str:
-        """Why a layer cannot be corrected, whatever its base."""
-        if not (isinstance(layer.module, nn.Linear) or is_conv1d(layer.module)):
-            return f"a correction is for linear layers, not for {type(layer.module).__name__}"
-        if layer.partner:
-            return f"shares its packed weight with {layer.partner.names[0]}"
-        N, K = layer.module.weight.shape  # type: ignore[misc]  # a Conv1D has (K, N): the same
-        return self.correction.why_too_large(N, K)
+
+def why_not_corrected(layer: Layer, correction: LowRankCorrection) -> str:
+    """Why a layer cannot be corrected, whatever its base; "" where it can."""
+    if not (isinstance(layer.module, nn.Linear) or is_conv1d(layer.module)):
+        return f"a correction is for linear layers, not for {type(layer.module).__name__}"
+    if layer.partner:
+        return f"shares its packed weight with {layer.partner.names[0]}"
+    N, K = layer.module.weight.shape  # type: ignore[misc]  # a Conv1D has (K, N): the same
+    return correction.why_too_large(N, K)
 
 
 def _why_not_base(scheme: Quantize | None) -> str:

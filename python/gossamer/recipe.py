@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor
@@ -13,11 +13,15 @@ from . import _check
 from .factorization.correction import LowRankCorrection, sum_of
 from .formats import FORMATS
 from .pruning import Prune
-from .schemes import SCHEMES, Quantize
+from .quantization import METHODS
+from .schemes import SCALINGS, SCHEMES, Quantize, Scheme
 from .sparse_choice import PATTERNS, USUAL_BATCH, Batch, SparseKind, check_batch, choose
 
 Step: TypeAlias = str | Quantize | Prune | LowRankCorrection
 _SPARSE = "sparse-"
+_NEEDS = ("nothing", "squares", "moment")  # of the inputs of a layer; each includes those before
+_DATA_FREE = ("rtn", "hqq")
+_UNGRIDDED = ("bf16", "fp32", "sparse-bf16", "sparse-fp32")  # floats, which nothing is rounded to
 
 
 @dataclass(frozen=True)
@@ -58,6 +62,86 @@ class Recipe:
     store: Quantize | None
     batch: tuple[int | str, ...]
     correction: LowRankCorrection | None = None
+
+    @property
+    def prunes_by_magnitude(self) -> bool:
+        """Whether what becomes zero depends on the weights alone."""
+        prune = self.prune
+        return prune is not None and prune.needs == "nothing"
+
+    @property
+    def scalings(self) -> tuple[Any, ...]:
+        """The settings of what scales weights before they are rounded."""
+        return tuple(method for method in self._methods if method.name in SCALINGS)
+
+    @property
+    def rounding(self) -> Any:
+        """The settings of how weights are rounded; None where they are floats."""
+        return next((method for method in self._methods if method.name not in SCALINGS), None)
+
+    @property
+    def method(self) -> str:
+        """The names of all that is done to a layer, such as "sparsegpt, gptq"."""
+        names = [] if self.prune is None else [self.prune.method_settings.name]
+        return ", ".join([*names, *(method.name for method in self._methods)])
+
+    @property
+    def rounds_to_nearest(self) -> bool:
+        """Whether every layer is rounded by its weight alone, each weight by itself."""
+        return self.rounding is None or self.rounding.name == "rtn"
+
+    @property
+    def learns(self) -> bool:
+        """Whether the layers of a block are rounded together, by what the block computes."""
+        return self.rounding is not None and self.rounding.name == "autoround"
+
+    @property
+    def is_joint(self) -> bool:
+        """Whether weights are pruned and rounded in one pass."""
+        methods = self.prune and self.prune.method_settings.name, getattr(self.rounding, "name", "")
+        return methods == ("sparsegpt", "gptq")
+
+    @property
+    def joint_form(self) -> Scheme | None:
+        """What weights are rounded to while they are pruned, if they are."""
+        assert self.store is not None or not self.is_joint
+        return self.store.resolved() if self.store and self.is_joint else None
+
+    @property
+    def compares_layers(self) -> bool:
+        """Whether the zeros of a layer depend on what other layers are given."""
+        prune = self.prune
+        if prune is None or prune.needs == "nothing":
+            return False
+        return prune.scope == "global" or prune.allocation_settings is not None
+
+    @property
+    def needs(self) -> str:
+        """What the inputs of a layer are asked for, if there is a calibration."""
+        parts = [self.prune, *self._methods]
+        needs = [part.needs for part in parts if part is not None]
+        if self.correction is not None:
+            needs.append("moment")
+        if self._methods:
+            needs.append("squares")  # by which scales are searched
+        return max(needs, key=_NEEDS.index, default="nothing")
+
+    @property
+    def wants_calibration(self) -> str:
+        """What cannot do without a calibration; "" where everything can."""
+        if self.prune is not None and self.prune.needs != "nothing":
+            names = (
+                self.prune.method_settings.name,
+                getattr(self.prune.allocation_settings, "name", ""),
+            )
+            return next(name for name in names[::-1] if name not in ("", "magnitude"))
+        return next((m.name for m in self._methods if m.name not in _DATA_FREE), "")
+
+    @property
+    def _methods(self) -> tuple[Any, ...]:
+        if self.store is None or self.store.resolved().format in _UNGRIDDED:
+            return ()
+        return tuple(METHODS[m]() if isinstance(m, str) else m for m in self.store.methods)
 
     @property
     def looks_at_zeros(self) -> bool:
@@ -143,7 +227,18 @@ def as_recipe(function: str, scheme: object, batch: Batch | None) -> Recipe:
     recipe = Recipe(prune, store, sizes, correction)
     if correction is not None:
         _check_correctable(function, recipe)
+    _check_rounds(function, recipe)
     return recipe
+
+
+def _check_rounds(function: str, recipe: Recipe) -> None:
+    """A format of floats has no methods."""
+    store = recipe.store
+    if store is not None and store.method != "rtn" and store.resolved().format in _UNGRIDDED:
+        raise ValueError(
+            f"{function}: scheme: got {store!r}: {store.resolved().format} holds floats, which "
+            "have no method but 'rtn'"
+        )
 
 
 def share_of_zeros(weights: Sequence[Tensor]) -> float:
@@ -188,7 +283,9 @@ def _twin(scheme: Quantize, name: str) -> Quantize | None:
         return None
     for other, found in SCHEMES.items():
         if found.format == name:
-            twin = Quantize(other, wanted.group_size, wanted.activations)
+            twin = replace(
+                scheme, scheme=other, group_size=wanted.group_size, activations=wanted.activations
+            )
             if twin.resolved() == wanted:
                 return twin
     return None

@@ -13,14 +13,14 @@ from torch import Tensor, nn
 from . import nn as packed_nn
 from . import selection
 from ._progress import Progress
-from .correcting import Correcting
+from .correcting import Prepared, corrected
+from .factorization.correction import LayerCorrection
 from .folding import assign_values, folded, from_matrix, matrices, with_values
 from .nn.linear import is_conv1d
 from .packed_names import packed_weights
 from .placing import place
-from .pruning import Prune
 from .pruning.selecting import Cut
-from .recipe import Recipe, share_of_zeros
+from .recipe import Recipe, Storage, share_of_zeros
 from .selection import KeptDense, Layer
 from .sparse_choice import USUAL_BATCH
 
@@ -50,40 +50,42 @@ class Replacing:
 
     Attributes
     ----------
-    recipe : Recipe
-        What is done to each.
-    cuts : dict
-        By layer, by identity, and name of a weight: where it is divided into what stays and what
-        becomes zero. Layers that are not pruned are not in it.
+    recipes : dict
+        By layer, by identity: what is done to it.
     kept_dense : list of KeptDense
         Is told of the layers that could have been sparse.
-    correcting : Correcting or None
-        What adds the corrections, and is told of all layers.
+    corrections : list of LayerCorrection
+        Is told of all layers that are to be corrected.
+    cuts : dict
+        By layer and name of a weight: where it is divided into what stays and what becomes zero.
+        Layers that are not pruned by magnitude are not in it.
+    moments : dict
+        By layer: E[x xᵀ] of its inputs, for its correction.
+    done : set
+        Layers that were replaced.
     """
 
-    recipe: Recipe
-    cuts: dict[int, dict[str, Cut | None]]
+    recipes: dict[int, Recipe]
     kept_dense: list[KeptDense]
-    correcting: Correcting | None
-    done: set[int] = field(default_factory=set)  # layers, by identity
+    corrections: list[LayerCorrection]
+    cuts: dict[int, dict[str, Cut | None]] = field(default_factory=dict)
+    moments: dict[int, Tensor] = field(default_factory=dict)
+    done: set[int] = field(default_factory=set)
+
+    def recipe_of(self, layer: Layer) -> Recipe:
+        """What is done to a layer."""
+        return self.recipes[id(layer)]
 
 
-def replace_all(
-    chosen: Sequence[Layer],
-    recipe: Recipe,
-    kept_dense: list[KeptDense],
-    correcting: Correcting | None,
-    progress: bool | None,
-) -> None:
-    """Replace layers, and list those that could have been sparse. All checks have been passed."""
-    prune = recipe.prune
-    cuts = {} if prune is None else _find_cuts(chosen, prune, progress)
-    replacing = Replacing(recipe, cuts, kept_dense, correcting)
+def replace_all(chosen: Sequence[Layer], replacing: Replacing, progress: bool | None) -> None:
+    """Replace layers by what is known of them alone. All checks have been passed."""
+    find_cuts(chosen, replacing, progress)
     sizes = [sum(weight.numel() for weight in selection.weights(it.module)) for it in chosen]
-    doing = "fitting corrections" if correcting else "packing layers"
+    corrected = any(replacing.recipe_of(layer).correction for layer in chosen)
+    doing = "fitting corrections" if corrected else "packing layers"
     with Progress(doing, sum(sizes), progress) as shown:
         for layer, size in zip(chosen, sizes, strict=True):
-            _replace(layer, replacing)
+            replace(layer, replacing)
             shown.advance(size)
 
 
@@ -96,71 +98,98 @@ def naming(layer: Layer) -> Iterator[None]:
         raise type(error)(f"compress: model: layer {layer.names[0]!r}: {error}") from error
 
 
-def _find_cuts(
-    chosen: Sequence[Layer], prune: Prune, progress: bool | None
-) -> dict[int, dict[str, Cut | None]]:
-    """Where all weights that are pruned are divided. Each is read alone; none is changed."""
-    found: list[tuple[Layer, str]] = []
+def find_cuts(chosen: Sequence[Layer], replacing: Replacing, progress: bool | None) -> None:
+    """Where weights pruned by magnitude are divided. Each is read alone; none is changed."""
+    by_recipe: dict[Recipe, list[tuple[Layer, str]]] = {}
     total = 0
     for layer in chosen:
-        if not selection.why_not_pruned(layer):
+        recipe = replacing.recipe_of(layer)
+        if recipe.prunes_by_magnitude and not selection.why_not_pruned(layer):
             for name, weight in matrices(folded(layer.module)):
-                found.append((layer, name))
+                by_recipe.setdefault(recipe, []).append((layer, name))
                 total += weight.numel()
 
     def reader(layer: Layer, name: str) -> Callable[[], Tensor]:
         return lambda: dict(matrices(folded(layer.module)))[name]
 
+    if not total:
+        return
     with Progress("looking for the smallest weights", 2 * total, progress) as shown:
-        cuts = prune.cuts([reader(*weight) for weight in found], shown.advance)
-    by_layer: dict[int, dict[str, Cut | None]] = {}
-    for (layer, name), cut in zip(found, cuts, strict=True):
-        by_layer.setdefault(id(layer), {})[name] = cut
-    return by_layer
+        for recipe, found in by_recipe.items():
+            assert recipe.prune is not None
+            cuts = recipe.prune.cuts([reader(*weight) for weight in found], shown.advance)
+            for (layer, name), cut in zip(found, cuts, strict=True):
+                replacing.cuts.setdefault(id(layer), {})[name] = cut
 
 
-def _replace(layer: Layer, replacing: Replacing) -> None:
-    """Swap a layer in all its places. Nothing refers to the dense one afterwards."""
+def replace(layer: Layer, replacing: Replacing) -> None:
+    """Swap a layer in all its places, rounded to nearest. Nothing refers to the dense one after."""
     if id(layer) in replacing.done:
         return  # a head, replaced with the embedding that is tied to it
-    replacing.done.add(id(layer))
-    old, recipe = layer.module, replacing.recipe
-    kind = nn.Linear if is_conv1d(old) else selection.base_kind(old, tuple(REPLACEMENTS))
-    shared = {}
-    if layer.partner and kind is nn.Embedding:
-        _replace(layer.partner, replacing)
-        shared = {"head": layer.partner.module}
-    original = folded(old)
-    dense, lost = _pruned(layer, original, replacing)
+    original = folded(layer.module)
+    dense, norms = pruned(layer, original, replacing)
     weights = [weight for _, weight in matrices(dense)]
+    finish(Prepared(layer, original, dense, storage(layer, weights, replacing), norms), replacing)
+
+
+def storage(layer: Layer, weights: Sequence[Tensor], replacing: Replacing) -> Storage:
+    """How a layer will be stored, which is noted where it could have been sparse and is not."""
+    recipe = replacing.recipe_of(layer)
     both = (layer, layer.partner) if layer.partner else (layer,)
     insist = any(each.named_in_full for each in both)
-    storage = recipe.storage(weights, selection.why_not_sparse(layer), insist)
-    if storage.reason and not shared:
-        form = storage.scheme.resolved().format if storage.scheme else _dtype_name(weights[0])
+    found = recipe.storage(weights, selection.why_not_sparse(layer), insist)
+    if found.reason and not _is_tied_table(layer):
+        form = found.scheme.resolved().format if found.scheme else _dtype_name(weights[0])
         zeros = share_of_zeros(weights)
-        replacing.kept_dense.append(KeptDense(layer.names[0], form, zeros, storage.reason))
+        replacing.kept_dense.append(KeptDense(layer.names[0], form, zeros, found.reason))
+    return found
+
+
+def finish(prepared: Prepared, replacing: Replacing) -> None:
+    """Pack a layer, add what corrects it, and put it in its places."""
+    layer, scheme, norms = prepared.layer, prepared.storage.scheme, prepared.norms
+    replacing.done.add(id(layer))
+    shared = {}
+    if layer.partner and _is_tied_table(layer):
+        replace(layer.partner, replacing)
+        shared = {"head": layer.partner.module}
     new: nn.Module | None = None
-    if replacing.correcting:
+    recipe = replacing.recipe_of(layer)
+    if recipe.correction:
+        moment = replacing.moments.pop(id(layer), None)
         with naming(layer):
-            new = replacing.correcting.replacement(layer, original, dense, storage.scheme)
-            lost = lost if new is None else {}  # counted in its error already
-    if storage.scheme is None:
-        if dense is not old:
-            assign_values(old, {name: value.detach() for name, value in dense.named_parameters()})
+            new, result = corrected(prepared, recipe.correction, moment)
+        replacing.corrections.append(result)
+        norms = norms if new is None else {}  # counted in its error already
+    if scheme is None:
+        if prepared.dense is not layer.module:
+            parameters = prepared.dense.named_parameters()
+            assign_values(layer.module, {name: value.detach() for name, value in parameters})
         return
     if new is None:
         with naming(layer):
-            new = REPLACEMENTS[kind](dense, storage.scheme, **shared)  # type: ignore[index]  # selection saw to it
-    _remember(new, lost, recipe)
+            new = REPLACEMENTS[_kind(layer.module)](prepared.dense, scheme, **shared)
+    _remember(new, norms, recipe)
     place(layer, new)
 
 
-def _pruned(
+def _kind(module: nn.Module) -> type[nn.Module]:
+    """Which of the replaced kinds a module is."""
+    if is_conv1d(module):
+        return nn.Linear
+    return selection.base_kind(module, tuple(REPLACEMENTS))  # type: ignore[return-value]  # selection saw to it
+
+
+def _is_tied_table(layer: Layer) -> bool:
+    """Whether this is the embedding of the two layers that share a weight."""
+    return layer.partner is not None and _kind(layer.module) is nn.Embedding
+
+
+def pruned(
     layer: Layer, dense: nn.Module, replacing: Replacing
 ) -> tuple[nn.Module, dict[str, tuple[float, float]]]:
     """A copy with zeros, and by weight the norms of what became zero and of what is left."""
-    cuts, prune = replacing.cuts.get(id(layer)), replacing.recipe.prune
+    cuts, prune = replacing.cuts.get(id(layer)), replacing.recipe_of(layer).prune
     if cuts is None or prune is None:
         return dense, {}
     values, norms = {}, {}

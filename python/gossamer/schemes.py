@@ -17,6 +17,11 @@ from . import _check
 from .formats import FORMATS, Format
 
 _ASYMMETRIC = {"symmetric": False}
+# Scalings, which come first, and roundings, of which there is one. gossamer.quantization has their
+# settings.
+SCALINGS = ("awq", "smoothquant")
+ROUNDINGS = ("rtn", "gptq", "hqq", "autoround")
+_STATIC = "int8-static"
 
 
 @dataclass(frozen=True)
@@ -34,12 +39,16 @@ class Scheme:
         multiplied as it is. None: the first that the format offers.
     settings : mapping
         Further arguments of the format's ``quantize``.
+    static_scale : bool
+        Whether "int8" activations have one scale, which calibration finds, instead of one for each
+        row.
     """
 
     format: str
     group_size: int | None = None
     activations: str | None = None
     settings: Mapping[str, Any] = field(default_factory=dict)
+    static_scale: bool = False
 
 
 SCHEMES: dict[str, Scheme] = {
@@ -90,25 +99,32 @@ class Quantize:
         64 or 128 for int8; 16, 32, 64, 128 or 256 for int4, nf4 and fp4; 128 for fp8, in blocks of
         128 x 128; for sparse-int8 and sparse-int4 as without the zeros. None: what the scheme says.
     activations : str, optional
-        "int8": each row of x is rounded to int8, the fastest; "int8-group": each group of a row,
-        the groups being those of the weight, so that outliers in x cost less accuracy; "exact":
-        only weights are rounded. None: what the scheme says. fp8, bf16, sparse-bf16 and sparse-fp32
-        are "exact" always.
+        "int8": each row of x is rounded to int8, with a scale of its own; "int8-static": with one
+        scale for all rows, which the ``calibration`` of :func:`gossamer.compress` finds;
+        "int8-group": each group of a row, the groups being those of the weight, so that outliers in
+        x cost less accuracy; "exact": only weights are rounded. None: what the scheme says. fp8,
+        bf16, sparse-bf16 and sparse-fp32 are "exact" always.
+    method : str, settings of a method, or tuple of these
+        How weights are rounded: "rtn" (each to the nearest), "gptq", "hqq" or "autoround"; before
+        it, what scales them: "awq" or "smoothquant"; for example ``("awq", "gptq")``. A scaling
+        alone is followed by "rtn". Settings are objects such as ``gs.GPTQ(damping=0.05)``. All but
+        "rtn" and "hqq" need the ``calibration`` of :func:`gossamer.compress`.
 
     Raises
     ------
     ValueError
-        For a name, size or kind of activations that does not exist.
+        For a name, size, kind of activations or method that does not exist.
 
     Examples
     --------
     >>> gs.Quantize("int8", group_size=64)
-    Quantize(scheme='int8', group_size=64, activations=None)
+    Quantize(scheme='int8', group_size=64, activations=None, method='rtn')
     """
 
     scheme: str
     group_size: int | None = None
     activations: str | None = None
+    method: Any = "rtn"
 
     def __post_init__(self) -> None:
         if not isinstance(self.scheme, str) or self.scheme not in SCHEMES:
@@ -117,7 +133,21 @@ class Quantize:
         form = FORMATS[SCHEMES[self.scheme].format]
         if self.group_size is not None:
             _check.group_size("Quantize", self.group_size, form.group_sizes)
-        _check.activations("Quantize", self.activations, form.activation_kinds)
+        kinds = form.activation_kinds
+        _check.activations(
+            "Quantize", self.activations, (*kinds, _STATIC) if "int8" in kinds else kinds
+        )
+        if isinstance(self.method, list):
+            object.__setattr__(self, "method", tuple(self.method))  # the dataclass is frozen
+        _check_methods(self.methods)
+
+    @property
+    def methods(self) -> tuple[Any, ...]:
+        """The scalings, if any, and the rounding that follows them; names or settings."""
+        given = self.method if isinstance(self.method, tuple) else (self.method,)
+        if given and method_name(given[-1]) in SCALINGS:
+            return (*given, "rtn")
+        return given
 
     def resolved(self) -> Scheme:
         """All settings: those given here, and for the rest those of the scheme.
@@ -125,18 +155,23 @@ class Quantize:
         Returns
         -------
         Scheme
-            With its activations, too.
+            With its activations, too: of "int8-static" they are "int8", with ``static_scale``.
 
         Examples
         --------
         >>> gs.Quantize("nf4", group_size=32).resolved()
-        Scheme(format='nf4', group_size=32, activations='int8', settings={})
+        Scheme(format='nf4', group_size=32, activations='int8', settings={}, static_scale=False)
         """
         scheme = SCHEMES[self.scheme]
         kinds = FORMATS[scheme.format].activation_kinds
         activations = self.activations or scheme.activations or kinds[0]
-        group_size = self.group_size or scheme.group_size
-        return replace(scheme, group_size=group_size, activations=activations)
+        static = activations == _STATIC
+        return replace(
+            scheme,
+            group_size=self.group_size or scheme.group_size,
+            activations="int8" if static else activations,
+            static_scale=static,
+        )
 
     def quantize(self, W: Any) -> Format:
         """Round a dense weight.
@@ -156,6 +191,25 @@ class Quantize:
         return quantize(W, scheme.group_size, **scheme.settings)
 
 
+def method_name(method: Any) -> str:
+    """The name of a method, or of the settings of one."""
+    return method if isinstance(method, str) else str(getattr(method, "name", method))
+
+
+def _check_methods(methods: tuple[Any, ...]) -> None:
+    names = [method_name(method) for method in methods]
+    for name in names:
+        if name not in SCALINGS + ROUNDINGS:
+            wanted = ", ".join(SCALINGS + ROUNDINGS)
+            raise ValueError(f"Quantize: method: got {name!r}, wanted one of {wanted}")
+    *scalings, rounding = names or [""]
+    if rounding not in ROUNDINGS or not set(scalings) <= set(SCALINGS):
+        raise ValueError(
+            f"Quantize: method: got {names}, wanted scalings ({', '.join(SCALINGS)}) and then one "
+            f"of {', '.join(ROUNDINGS)}"
+        )
+
+
 def as_quantize(function: str, scheme: object) -> Quantize:
     """The settings for a name; settings as they are."""
     if isinstance(scheme, str):
@@ -165,3 +219,12 @@ def as_quantize(function: str, scheme: object) -> Quantize:
             f"{function}: scheme: got {_check.describe(scheme)}, wanted a name or gs.Quantize"
         )
     return scheme
+
+
+def check_calibrated(function: str, scheme: Quantize, input_scale: float | None) -> None:
+    """Activations "int8-static" need the scale that calibration finds."""
+    if input_scale is None and scheme.resolved().static_scale:
+        raise ValueError(
+            f"{function}: input_scale: got None, wanted a number: {_STATIC!r} activations have one "
+            "scale, which calibration finds: gs.compress(..., calibration=batches)"
+        )

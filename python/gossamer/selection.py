@@ -110,6 +110,18 @@ def choose(model: nn.Module, kinds: Kinds, targets: Patterns, ignore: Patterns) 
     return [layer for layer in layers if id(layer.module) not in inner]
 
 
+def matching(
+    model: nn.Module, layers: Sequence[Layer], argument: str, pattern: Pattern
+) -> list[Layer]:
+    """The layers that a pattern matches, or that are inside a module that it matches."""
+    (only,) = _as_patterns(argument, pattern) or ()
+    outer = _covered(model, argument, only)
+    found = [layer for layer in layers if any(_inside(name, outer) for name in layer.names)]
+    if not found:
+        raise ValueError(f"compress: {argument}: {pattern!r} matches no layer that is replaced")
+    return found
+
+
 def base_kind(module: nn.Module, kinds: Kinds) -> type[nn.Module] | None:
     """Which of the kinds a module is, the most derived of several."""
     return next((base for base in type(module).__mro__ if base in kinds), None)
@@ -238,10 +250,7 @@ def _apply_patterns(
     """Gives the layers that are not wanted a reason; every pattern must match something."""
     wanted: set[int] = set()
     for pattern in targets or ():
-        outer = _covered(model, "targets", pattern)
-        chosen = [layer for layer in layers if any(_inside(n, outer) for n in layer.names)]
-        if not chosen:
-            raise ValueError(f"compress: targets: {pattern!r} matches no layer that is replaced")
+        chosen = matching(model, layers, "targets", pattern)
         wanted.update(map(id, chosen))
         for layer in chosen:
             layer.named_in_full |= pattern in layer.names

@@ -21,13 +21,15 @@ struct AnyKind {
     bool uneven = false;           // 4 bits only: scales that keep exact groups where there are at least 12
     uint8_t parts = kPartBitmask;  // sparse formats only
     SparsePattern pattern = SparsePattern::any;
+    float input_scale = 0;
 
     bool four_bit() const { return format >= FormatId::int4 && format <= FormatId::mxfp4; }
     bool sparse() const { return format >= FormatId::sparse_int8 && format <= FormatId::sparse_f32; }
     std::string text() const {
         const std::string kept = sparse() ? std::string(", ") + name(pattern) + ", parts " + std::to_string(parts) : "";
+        const std::string given = input_scale > 0 ? ", input scale " + std::to_string(input_scale) : "";
         return std::string(name(format)) + " " + name(scale_type) + (zero_points ? " with zero points" : "") +
-               ", G = " + std::to_string(G) + ", " + name(activations) + (uneven ? ", uneven" : "") + kept;
+               ", G = " + std::to_string(G) + ", " + name(activations) + (uneven ? ", uneven" : "") + kept + given;
     }
 };
 
@@ -38,18 +40,8 @@ struct AnyWeight {
     std::vector<double> step;   // [N]: of the int8 values where groups may be re-quantized; else zeros
 
     AnyWeight(const AnyKind& k, int64_t n, int64_t columns, uint64_t seed) : kind(k), N(n), K(columns), step(static_cast<size_t>(n)) {
-        if (kind.four_bit()) {
-            make_four_bit(seed);
-            return;
-        }
-        if (kind.sparse()) {
-            make_sparse(seed);
-            return;
-        }
-        make_dense(seed);
-        std::vector<float> values(static_cast<size_t>(N * K));
-        std::visit([&](const auto& form) { dequantize(form, 0, N, values.data(), 1); }, view().form);
-        dense.assign(values.begin(), values.end());
+        kind.four_bit() ? make_four_bit(seed) : kind.sparse() ? make_sparse(seed) : make_dense(seed);
+        if (kind.input_scale > 0) set_input_scale(packed_->data(), packed_->size(), kind.input_scale);
     }
     Weight view() const { return weight_view(packed_->data(), packed_->size()); }
     PartBytes bytes() const { return {packed_->data(), packed_->size()}; }
@@ -82,6 +74,12 @@ private:
         for (double& s : step) s = 8 * 0x1p-4 / 127;
     }
     void make_dense(uint64_t seed) {
+        pack_dense(seed);
+        std::vector<float> values(static_cast<size_t>(N * K));
+        std::visit([&](const auto& form) { dequantize(form, 0, N, values.data(), 1); }, view().form);
+        dense.assign(values.begin(), values.end());
+    }
+    void pack_dense(uint64_t seed) {
         switch (kind.format) {
             case FormatId::int8: return make_int8(seed);
             case FormatId::bf16: return make_bf16(seed);

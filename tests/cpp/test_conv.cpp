@@ -207,6 +207,26 @@ void test_given_scale() {
         c.input_scale = scale;
         check_case(c, 100);
     }
+    Layer layer(c, 101);
+    set_input_scale(layer.packed.data(), layer.packed.size(), 0.5f);
+    check_throws<std::invalid_argument>([&] { ConvWeight(layer.packed.data(), layer.packed.size(), 1, false); },
+                                        "conv2d: packed: has an input scale, wanted that as an argument");
+}
+
+// Even where the reciprocal of the scale is infinite: everything but zero is clamped.
+void test_tiny_given_scale() {
+    Case c = kCases[0];
+    c.input_scale = 0x1p-140f;
+    Layer layer(c, 102), zeros(c, 102);
+    for (int64_t i = 0; i < layer.x.count; ++i) layer.x.set(i, 0), zeros.x.set(i, 0);
+    layer.x.set(0, 1e30);
+    Values out = layer.output(), wanted = zeros.output();
+    layer.run(isa_active(), 1, out);
+    zeros.run(isa_active(), 1, wanted);
+    for (int64_t i = 0; i < out.count; ++i) {
+        check(wanted.get(i) == zeros.bias.get(i % c.N), "zeros give the bias: " + std::to_string(i));
+        check_near(out.get(i), wanted.get(i), 0x1p-130, "a tiny scale: " + std::to_string(i));
+    }
 }
 
 // Of three samples one has a NaN or an infinity: its outputs are NaN, the others what they are without it.
@@ -262,6 +282,7 @@ int main() {
     using namespace gossamer::test;
     test_cases();
     test_given_scale();
+    test_tiny_given_scale();
     test_not_a_number();
     test_tiny_and_zero();
     test_errors();

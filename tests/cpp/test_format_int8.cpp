@@ -9,6 +9,7 @@
 #include "check.h"
 #include "damaged.h"
 #include "expansion.h"
+#include "gossamer/linear.h"
 #include "int8_weight.h"
 
 namespace gossamer::test {
@@ -134,6 +135,38 @@ void test_damage() {
     check_field(w.packed, offsetof(PackedHeader, G), int64_t{0}, "bytes", view);
 }
 
+// The header as it was before it had an input scale: rank was an int64.
+struct OldHeader {
+    char magic[8];
+    uint32_t layout, format;
+    int64_t N, K, G;
+    uint8_t activations, scale_type, has_zero_points, pattern, parts, unused[3];
+    int64_t nnz, rank;
+};
+
+void test_input_scale() {
+    static_assert(sizeof(OldHeader) == sizeof(PackedHeader) && offsetof(OldHeader, rank) == offsetof(PackedHeader, rank));
+    RandomWeight w(20, 70, 32, 3);
+    const OldHeader old{{'G', 'O', 'S', 'S', 'A', 'M', 'E', 'R'}, 1, 1, 20, 70, 32, 0, 0, 0, 0, 0, {}, 0, 0};
+    check(std::memcmp(w.packed.data(), &old, sizeof old) == 0, "a header without input scale is as it was");
+    check(weight_view(w.packed.data(), w.packed.size()).input_scale == 0, "old bytes have no input scale");
+    std::vector<uint8_t> before(w.packed.begin(), w.packed.end());
+    set_input_scale(w.packed.data(), w.packed.size(), 0.25f);
+    check(weight_view(w.packed.data(), w.packed.size()).input_scale == 0.25f, "input scale of a weight");
+    check_equal(w.packed.data(), before.data(), 60, "bytes before the input scale");
+    check_equal(w.packed.data() + 64, before.data() + 64, w.packed.size() - 64, "bytes behind the input scale");
+    const auto view = [](const void* packed, int64_t bytes) { weight_view(packed, bytes); };
+    for (const float wrong : {-1.0f, HUGE_VALF, std::nanf("")}) {
+        check_throws<std::invalid_argument>([&] { set_input_scale(w.packed.data(), w.packed.size(), wrong); }, "int8: input_scale: got");
+        check_field(w.packed, offsetof(PackedHeader, input_scale), wrong, "wanted a finite number above 0", view);
+    }
+    for (const Activations other : {Activations::exact, Activations::int8_group}) {
+        check_field(w.packed, offsetof(PackedHeader, activations), other, "wanted it with int8 only", view);
+    }
+    set_input_scale(w.packed.data(), w.packed.size(), 0);
+    check_equal(w.packed.data(), before.data(), w.packed.size(), "without the input scale again");
+}
+
 }  // namespace
 }  // namespace gossamer::test
 
@@ -143,5 +176,6 @@ int main() {
     test_round_trips();
     test_expansion();
     test_damage();
+    test_input_scale();
     return finish();
 }

@@ -69,6 +69,29 @@ void test_what_fits() {
     packs(base.bytes(), factors.bytes(), sum_pack);
 }
 
+// The input scale of a sum is that of its base; factors have none.
+void test_input_scale() {
+    SumOfWeights sum = some_sum();
+    set_input_scale(sum.packed.data(), sum.packed.size(), 0.5f);
+    const SumWeight parts = sum_view(sum.packed.data(), sum.packed.size());
+    check(sum.view().input_scale == 0.5f && parts.base->input_scale == 0.5f && parts.low_rank->input_scale == 0, "sum: input scale");
+    AnyKind kind = kInt4;
+    kind.input_scale = 0.5f;
+    const SumOfWeights same(kind, {bf16, f32}, 20, 70, 9, 1);
+    check_equal(sum.packed.data(), same.packed.data(), sum.packed.size(), "sum: of a base with an input scale");
+    const auto view = [](const void* packed, int64_t bytes) { sum_view(packed, bytes); };
+    check_field(sum.packed, offsetof(PackedHeader, input_scale), 0.25f, "wanted that of the parts", view);
+    LowRankFactors factors({int8, int8, Activations::int8}, 12, 30, 5, 9);
+    check_throws<std::invalid_argument>([&] { set_input_scale(factors.packed.data(), factors.packed.size(), 0.5f); },
+                                        "low-rank: input_scale: got 0.500000, wanted none in this format");
+    const TwoParts places = read_parts(factors.packed.data(), factors.packed.size());
+    const auto view_factors = [](const void* packed, int64_t bytes) { low_rank_view(packed, bytes); };
+    for (const PackedPart& part : {places.first, places.second}) {
+        check_field(factors.packed, static_cast<size_t>(part.offset) + offsetof(PackedHeader, input_scale), 0.5f,
+                    "factors: got an input scale", view_factors);
+    }
+}
+
 // Sizes, ranks and nesting that do not fit.
 template <class View>
 void check_damaged_parts(const Guarded<uint8_t>& packed, const View& view) {
@@ -120,6 +143,7 @@ int main() {
     using namespace gossamer::test;
     test_places();
     test_what_fits();
+    test_input_scale();
     const LowRankFactors factors = some_factors();
     const SumOfWeights sum = some_sum();
     check_damaged_parts(factors.packed, [](const void* packed, int64_t bytes) { gossamer::low_rank_view(packed, bytes); });

@@ -41,7 +41,10 @@ std::vector<double> row_of(const Layer& layer, int64_t m) {
     std::vector<double> row(static_cast<size_t>(layer.weight.K));
     const bool exact = layer.weight.kind.activations == Activations::exact;
     reference::QuantizedRow quantized;
-    if (!exact) quantized = reference::quantize_row(layer.x.at(m * layer.x_stride), layer.options.x_dtype, layer.weight.K);
+    const uint8_t* x = layer.x.at(m * layer.x_stride);
+    const float input_scale = layer.weight.kind.input_scale;
+    if (!exact && input_scale == 0) quantized = reference::quantize_row(x, layer.options.x_dtype, layer.weight.K);
+    if (!exact && input_scale > 0) quantized = reference::quantize_row_with(input_scale, x, layer.options.x_dtype, layer.weight.K);
     for (size_t k = 0; k < row.size(); ++k) {
         row[k] = exact ? layer.x.get(m * layer.x_stride + static_cast<int64_t>(k)) : quantized.q[k] * static_cast<double>(quantized.scale);
     }
@@ -257,6 +260,20 @@ void test_special_rows() {
     }
 }
 
+// One scale for all rows, in every kind that rounds x. x is in [-4, 4): of the two scales the second clamps three quarters of it.
+void test_input_scale() {
+    Random random(12);
+    for (AnyKind kind : all_kinds()) {
+        if (kind.activations != Activations::int8) continue;
+        for (const int64_t M : {1, 2, 5, 16, 17, 33, 70}) {
+            kind.input_scale = M % 2 == 0 ? 4.0f / 127 : 1.0f / 127;
+            const AnyWeight w(kind, 33, 130 + M, random.bits());
+            check_layer(Layer(w, M, some_options(random), random.bits()));
+        }
+        for (const DType x_dtype : {DType::f32, DType::bf16}) check_special_rows(kind, 20, x_dtype);
+    }
+}
+
 }  // namespace
 }  // namespace gossamer::test
 
@@ -270,5 +287,6 @@ int main() {
     test_long_k();
     test_sums_beyond_int32();
     test_special_rows();
+    test_input_scale();
     return finish();
 }

@@ -19,16 +19,19 @@ struct Input {
         : M(rows), K(k), stride(row_stride), x(dtype, (rows - 1) * row_stride + k) {}
 };
 
-// Rows [first, last) of the input, quantized by one kernel into panels of R rows.
-void check_rows(const QuantizeKernels& kernel, const Input& in, int64_t R, int64_t first, int64_t last, const std::string& name) {
+// Rows [first, last) of the input, quantized by one kernel into panels of R rows, with scales of their own or the input scale.
+void check_rows(const QuantizeKernels& kernel, const Input& in, int64_t R, int64_t first, int64_t last, const std::string& name,
+                float input_scale = 0) {
     const int64_t K64 = padded_k(in.K);
     Guarded<uint8_t> panels((in.M + R - 1) / R * R * K64);
     Guarded<float> scale(in.M);
-    kernel.run({in.x.bytes(), in.x.dtype, in.stride, first, last, in.K, R, panels.data(), scale.data()});
+    kernel.run({in.x.bytes(), in.x.dtype, in.stride, first, last, in.K, R, panels.data(), scale.data(), 0, input_scale});
     const std::string what = std::string(isa_name(kernel.isa)) + ": " + name + ": " + dtype_name(in.x.dtype) + " " + std::to_string(in.M) +
                              " x " + std::to_string(in.K) + ", stride " + std::to_string(in.stride) + ", R = " + std::to_string(R);
     for (int64_t m = 0; m < in.M; ++m) {
-        const reference::QuantizedRow wanted = reference::quantize_row(in.x.at(m * in.stride), in.x.dtype, in.K);
+        const uint8_t* row = in.x.at(m * in.stride);
+        const reference::QuantizedRow wanted = input_scale > 0 ? reference::quantize_row_with(input_scale, row, in.x.dtype, in.K)
+                                                               : reference::quantize_row(row, in.x.dtype, in.K);
         const bool written = m >= first && m < last;
         const uint32_t scale_bits = written ? float_bits(wanted.scale) : 0xa5a5a5a5;
         check(float_bits(scale[m]) == scale_bits, what + ": scale of row " + std::to_string(m));
@@ -42,9 +45,9 @@ void check_rows(const QuantizeKernels& kernel, const Input& in, int64_t R, int64
     }
 }
 
-void check_input(const Input& in, int64_t R, const std::string& name) {
+void check_input(const Input& in, int64_t R, const std::string& name, float input_scale = 0) {
     for (const QuantizeKernels* kernel : quantize_list()) {
-        if (isa_available(kernel->isa)) check_rows(*kernel, in, R, 0, in.M, name);
+        if (isa_available(kernel->isa)) check_rows(*kernel, in, R, 0, in.M, name, input_scale);
     }
 }
 
@@ -231,6 +234,66 @@ void test_special_groups() {
     }
 }
 
+// One scale for all rows: tails, strides and part of the rows; the smaller one clamps most of x.
+void test_input_scale() {
+    Random random(8);
+    for (const DType dtype : kDTypes) {
+        for (const int64_t K : {1, 7, 16, 33, 64, 65, 129, 517}) {
+            for (int64_t M = 1; M <= 33; M += M % 3 + 1) {
+                Input in(dtype, M, K, K + M % 2 * 13);
+                fill(in.x, random, 3.0);
+                for (const float scale : {3.0f / 127, 0.004f}) check_input(in, std::min(M, kPanelRows), "input scale", scale);
+            }
+        }
+    }
+    Input in(DType::f32, 37, 100, 101);
+    fill(in.x, random);
+    for (const QuantizeKernels* kernel : quantize_list()) {
+        if (isa_available(kernel->isa)) check_rows(*kernel, in, kPanelRows, 5, 34, "part", 0.01f);
+    }
+}
+
+// A NaN or an infinity marks its row, in every position; zeros, the largest numbers and denormals are numbers as any other.
+void test_special_values_with_input_scale() {
+    Random random(9);
+    const int64_t K = 75;
+    for (const DType dtype : kDTypes) {
+        for (const double special : {kNan, -kNan, kInfinity, -kInfinity, 0.0, -0.0, 60000.0, -60000.0, 0x1p-24, 0x1p-14}) {
+            Input in(dtype, K, K, K);
+            fill(in.x, random);
+            for (int64_t m = 0; m < K; ++m) in.x.set(m * K + m, special);
+            check_input(in, kPanelRows, "special " + std::to_string(special), 0.01f);
+        }
+    }
+}
+
+// Scales whose reciprocal is infinite, and the largest; rows of every magnitude, which overflow on the way.
+void test_extreme_input_scales() {
+    Random random(10);
+    const int64_t K = 70;
+    for (const float scale : {0x1p-149f, 0x1.8p-140f, 0x1p-126f, 0x1p-101f, 0x1p-100f, 0x1p-30f, 1.0f, 0x1p120f, 0x1.fffffep127f}) {
+        for (const DType dtype : {DType::f32, DType::bf16}) {
+            Input in(dtype, 277, K, K);
+            for (int64_t m = 0; m < in.M; ++m) {
+                for (int64_t k = 0; k < K; ++k) in.x.set(m * K + k, k == 3 ? 0.0 : std::ldexp(random.uniform(), static_cast<int>(m) - 149));
+            }
+            check_input(in, kPanelRows, "scale " + std::to_string(std::log2(scale)), scale);
+        }
+    }
+}
+
+// Halves are ties, and +-127.5 and beyond are clamped.
+void test_ties_with_input_scale() {
+    for (const DType dtype : kDTypes) {
+        Input in(dtype, 1, 528, 528);
+        for (int64_t k = 0; k < in.K; ++k) in.x.set(k, static_cast<double>(k - 264) / 4);
+        check_input(in, 1, "ties", 0.5f);
+        const reference::QuantizedRow row = reference::quantize_row_with(0.5f, in.x.bytes(), dtype, in.K);
+        check(row.scale == 0.5f && row.q[265] == 0 && row.q[267] == 2 && row.q[261] == -2, "the reference rounds ties to even");
+        check(row.q[0] == -127 && row.q[1] == -127 && row.q[527] == 127, "the reference clamps");
+    }
+}
+
 }  // namespace
 }  // namespace gossamer::test
 
@@ -245,5 +308,9 @@ int main() {
     test_error_bound();
     test_groups();
     test_special_groups();
+    test_input_scale();
+    test_special_values_with_input_scale();
+    test_extreme_input_scales();
+    test_ties_with_input_scale();
     return finish();
 }

@@ -1,5 +1,6 @@
 // Weights made of two packed weights. Contract: format_low_rank.h.
 #include <cstring>
+#include <limits>
 #include <memory>
 #include <stdexcept>
 #include <string>
@@ -35,6 +36,8 @@ LowRankWeight low_rank_of(const Weight& V, const Weight& U) {
         fail("low-rank", "factors: got activations " + std::string(name(V.activations)) + " and " + name(U.activations) +
                              ", wanted both int8 or both exact");
     }
+    if (V.N > std::numeric_limits<int32_t>::max()) fail("low-rank", "rank: got " + std::to_string(V.N) + ", wanted at most 2^31 - 1");
+    if (V.input_scale > 0 || U.input_scale > 0) fail("low-rank", "factors: got an input scale, wanted none");
     if (V.N != U.K)
         fail("low-rank", "factors: got U " + shape_of(U) + " and V " + shape_of(V) + ", wanted the columns of U to be the rows of V");
     return {U.N, V.K, V.N, std::make_shared<const Weight>(V), std::make_shared<const Weight>(U)};
@@ -68,19 +71,21 @@ Weight part_view(const void* packed, const PackedPart& part, bool low_rank) {
 
 PackedHeader header_of(const LowRankWeight& w) {
     PackedHeader header = make_header(FormatId::low_rank, w.N, w.K, 0, w.V->activations);
-    header.rank = w.R;
+    header.rank = static_cast<int32_t>(w.R);
     return header;
 }
 
 PackedHeader header_of(const SumWeight& w, const PackedHeader& base) {
     PackedHeader header = make_header(FormatId::sum, w.N, w.K, base.G, base.activations);
-    header.rank = std::get<LowRankWeight>(w.low_rank->form).R;
+    header.rank = static_cast<int32_t>(std::get<LowRankWeight>(w.low_rank->form).R);
+    header.input_scale = base.input_scale;
     return header;
 }
 
 std::string text_of(const PackedHeader& h) {
     return "N = " + std::to_string(h.N) + ", K = " + std::to_string(h.K) + ", G = " + std::to_string(h.G) +
-           ", rank = " + std::to_string(h.rank) + ", activations " + name(h.activations);
+           ", rank = " + std::to_string(h.rank) + ", activations " + name(h.activations) +
+           ", input_scale = " + std::to_string(h.input_scale);
 }
 
 void check_header(const PackedHeader& found, const PackedHeader& wanted) {

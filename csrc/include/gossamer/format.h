@@ -36,9 +36,9 @@ enum class FormatId : uint32_t {
 };
 inline constexpr FormatId kLastFormat = FormatId::sum;
 
-// What happens to x: int8 rounds each row (quantize.h) and multiplies on the s8 lane; int8_group rounds each group of each row, the groups
-// being those of the weight, so that an outlier costs only its group the accuracy; exact multiplies x as it is, bf16 on the bf16 lane where
-// the ISA has one, everything else on the f32 lane.
+// What happens to x: int8 rounds each row (quantize.h), with a scale of its own or the input scale of the header, and multiplies on the s8
+// lane; int8_group rounds each group of each row, the groups being those of the weight, so that an outlier costs only its group the
+// accuracy; exact multiplies x as it is, bf16 on the bf16 lane where the ISA has one, everything else on the f32 lane.
 enum class Activations : uint8_t { int8 = 0, exact = 1, int8_group = 2 };
 
 enum class ScaleType : uint8_t { f32 = 0, bf16 = 1, f16 = 2, e8m0 = 3 };
@@ -58,7 +58,8 @@ struct PackedHeader {
     uint8_t pattern, parts;
     uint8_t unused[3];
     int64_t nnz;
-    int64_t rank;  // of low_rank and sum (format_low_rank.h), else 0
+    int32_t rank;       // of low_rank and sum (format_low_rank.h), else 0
+    float input_scale;  // int8 activations: the scale of every row of x (quantize.h); 0: each has its own
 };
 static_assert(sizeof(PackedHeader) == 64);
 
@@ -73,7 +74,8 @@ const char* name(ScaleType scale_type);
 PackedHeader read_header(const void* packed, int64_t packed_bytes);
 // Throws as check_activations.
 PackedHeader make_header(FormatId format, int64_t N, int64_t K, int64_t G, Activations activations);
-// Throws std::invalid_argument where the format does not offer these activations, or int8_group meets a weight without groups.
+// Throws std::invalid_argument where the format does not offer these activations, int8_group meets a weight without groups, or there is an
+// input scale that is not for int8 activations, or not finite and above 0.
 void check_activations(const PackedHeader& header);
 // Throws std::invalid_argument unless N, K >= 1 and N * K is far from overflowing.
 void check_shape(const char* format, int64_t N, int64_t K);

@@ -3,7 +3,8 @@
 //   y = activation( (A(x) W^T) + bias + addend )        x [M, K], W [N, K] packed, y [M, N]; A as the weight's header says (format.h)
 //
 // int8 activations: error against the exact product of the stored weight |y - x W^T| <= sum_k |W[n,k]| * scale[m] / 2 from rounding x, plus
-// fp32 rounding of the epilogue. Sums are exact integers. Exact activations: the error of the lane (f32.h, bf16.h).
+// fp32 rounding of the epilogue; with an input scale that holds where |x| <= 127 * scale, and larger x count as that. Sums are exact
+// integers. Exact activations: the error of the lane (f32.h, bf16.h).
 //
 // int8_group activations, with q and x_scale of quantize.h and integers w of the weight:
 //
@@ -50,10 +51,15 @@ struct Weight {
     std::variant<Int8Weight, FourBitWeight, Fp8Weight, Bf16Weight, F32Weight, SparseWeight, LowRankWeight, SumWeight> form;
     Activations activations;
     int64_t N, K;
+    float input_scale = 0;  // of the header (format.h)
 };
 
 // Throws std::invalid_argument when the bytes are not a packed weight of this version.
 Weight weight_view(const void* packed, int64_t packed_bytes);
+
+// Writes the input scale into the header of a packed weight; 0: none. The low-rank part of a sum meets the rows of x that the base rounds.
+// Throws std::invalid_argument as weight_view and check_activations do.
+void set_input_scale(void* packed, int64_t packed_bytes, float input_scale);
 
 enum class Lane { s8, bf16, f32 };
 const char* name(Lane lane);

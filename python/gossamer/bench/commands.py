@@ -1,4 +1,4 @@
-"""``gossamer bench``: ``linear``, ``sparse``, ``conv``, ``model``, ``accuracy``, and low rank."""
+"""``gossamer bench``: ``linear``, ``sparse``, ``conv``, ``model``, ``accuracy``, ``quality``, and low rank."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Annotated, TypeVar
 import torch
 import typer
 
-from gossamer.bench import lowrank_commands, terminal
+from gossamer.bench import lowrank_commands, quality_commands, terminal
 from gossamer.bench.results import Results, Row
 from gossamer.bench.terminal import print_table, progress
 
@@ -274,6 +274,7 @@ def bench_accuracy(
 app.command("svd")(lowrank_commands.bench_svd)
 app.command("lowrank")(lowrank_commands.bench_lowrank)
 app.command("quality-lowrank")(lowrank_commands.bench_quality_lowrank)
+app.command("quality")(quality_commands.bench_quality)
 
 
 def _split(text: str) -> list[str]:

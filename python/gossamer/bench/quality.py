@@ -141,13 +141,17 @@ def perplexity(
     return math.exp(total / windows[:, 1:].numel())
 
 
-def wikipedia_windows(tokenizer: Any, count: int = 48, tokens: int = 512) -> torch.Tensor:
-    """Token ids [count, tokens] spread evenly over the second half of the Wikipedia articles.
+def wikipedia_windows(
+    tokenizer: Any, count: int = 48, tokens: int = 512, half: int = 1
+) -> torch.Tensor:
+    """Token ids [count, tokens] spread evenly over one half of the Wikipedia articles.
 
-    The first half is left to those who need text for calibration.
+    The second (1) is what models are judged by; the first (0) is left for calibration.
     """
     articles = wikipedia_articles(fetch(TEXTS) / "wiki.xml.bz2")
-    ids = torch.tensor(tokenizer("\n\n".join(articles[len(articles) // 2 :]))["input_ids"])
+    middle = len(articles) // 2
+    chosen = articles[middle:] if half else articles[:middle]
+    ids = torch.tensor(tokenizer("\n\n".join(chosen))["input_ids"])
     whole = len(ids) // tokens
     windows = ids[: whole * tokens].view(whole, tokens)
     return windows[torch.linspace(0, whole - 1, min(count, whole)).long()]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import inspect
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from typing import Any, TypeAlias
 
@@ -31,16 +32,37 @@ def sized(function: str, batches: Batches) -> Collection[Any]:
 
 def call(function: str, model: nn.Module, batch: Any) -> Any:
     """Run a model on a batch: a tensor, a tuple of arguments or a dict of keyword arguments."""
+    args, kwargs = arguments(function, batch)
+    return model(*args, **kwargs)
+
+
+def arguments(function: str, batch: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """What a model is called with for a batch: positional and keyword arguments."""
     if isinstance(batch, Tensor):
-        return model(batch)
+        return (batch,), {}
     if isinstance(batch, Mapping):
-        return model(**batch)
+        return (), dict(batch)
     if isinstance(batch, tuple | list):
-        return model(*batch)
+        return tuple(batch), {}
     raise TypeError(
         f"{function}: calibration: got a batch of {type(batch).__name__}, wanted a tensor, a tuple "
         "of arguments or a dict of keyword arguments"
     )
+
+
+def token_mask(model: nn.Module, batch: Any) -> Tensor | None:
+    """False where a token is padding, bool [B, S]; None where the batch has no padding."""
+    if isinstance(batch, Mapping):
+        mask = batch.get("attention_mask")
+    elif isinstance(batch, tuple | list):
+        names = list(inspect.signature(model.forward).parameters)[: len(batch)]
+        mask = dict(zip(names, batch, strict=False)).get("attention_mask")
+    else:
+        mask = None
+    if not isinstance(mask, Tensor) or mask.dim() != 2:
+        return None
+    kept = mask != 0
+    return None if kept.all() else kept
 
 
 @contextlib.contextmanager

@@ -235,6 +235,7 @@ def _why_different(module: nn.Module, layers: tuple[str, ...]) -> str:
             (layer.format, layer.group_size, layer.activations, *sorted(layer.settings.items()))
             for layer in found
         },
+        "input scales": {layer.input_scale for layer in found},
         "dtypes": {layer.dtype for layer in found},
         "dtypes of bias": {layer.bias.dtype for layer in found if layer.bias is not None},
     }

@@ -8,9 +8,9 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor
 
-from .. import _check, _ops
+from .. import _check, _ops, _ops_packing
 from ..formats import Format
-from ..schemes import Quantize, as_quantize
+from ..schemes import Quantize, as_quantize, check_calibrated
 from .packed_module import DENSE_DTYPES, PackedModule
 from .weight import PackedWeight
 
@@ -20,9 +20,9 @@ Self = TypeVar("Self", bound="Linear")
 class Linear(PackedModule):
     """``y = activation(x · Ŵᵀ + bias)``, with a packed weight Ŵ.
 
-    With ``activations="int8"`` each row of x is rounded to int8, with a scale of its own, and
-    products are summed in integers; with "exact" only the weight is rounded. The output has the
-    dtype of x. The weight is kept in one buffer, laid out for the kernels.
+    With ``activations="int8"`` each row of x is rounded to int8, with a scale of its own or that of
+    the layer, and products are summed in integers; with "exact" only the weight is rounded. The
+    output has the dtype of x. The weight is kept in one buffer, laid out for the kernels.
 
     Parameters
     ----------
@@ -43,6 +43,9 @@ class Linear(PackedModule):
         "int8", "int8-group" (each group of a row has a scale of its own, the groups being those of
         the weight) or "exact", as far as the format offers it; None takes its usual kind: "int8"
         for int8, int4, nf4, fp4 and mxfp4, "exact" for fp8 and bf16.
+    input_scale : float, optional
+        For int8 activations: ``q = round(x / input_scale)``, clamped to [-127, 127], for all rows.
+        None: each row has a scale of its own, ``max |x| / 127``.
 
     Attributes
     ----------
@@ -59,6 +62,8 @@ class Linear(PackedModule):
         What else ``quantize`` of the format is told when a dense weight is loaded.
     activations : str
         "int8", "int8-group" or "exact".
+    input_scale : float or None
+        As it was given; it cannot be assigned, and is not in the ``state_dict``.
     weight_error : float or None
         ``|W - Ŵ| / |W|`` (Frobenius), where the layer was made from a dense one.
     dense_bytes : int or None
@@ -95,6 +100,7 @@ class Linear(PackedModule):
     in_features: int
     out_features: int
     activation: str
+    _input_scale: float | None = None
     _from_conv1d = False  # a dense weight in a state_dict is [K, N] then
 
     def __init__(
@@ -107,6 +113,7 @@ class Linear(PackedModule):
         activation: str = "none",
         dtype: torch.dtype = torch.float32,
         activations: str | None = None,
+        input_scale: float | None = None,
     ) -> None:
         super().__init__()
         _check.activation(self._kind, activation)
@@ -114,6 +121,7 @@ class Linear(PackedModule):
         self.in_features = in_features
         self.out_features = out_features
         self.activation = activation
+        self._input_scale = _check.input_scale(self._kind, input_scale)
         self._init_weight(weight, dtype, activations)
         self._set_bias(bias)
 
@@ -124,6 +132,7 @@ class Linear(PackedModule):
         scheme: str | Quantize = "int8",
         *,
         activation: str = "none",
+        input_scale: float | None = None,
     ) -> Self:
         """Quantize a dense layer.
 
@@ -135,6 +144,8 @@ class Linear(PackedModule):
             Such as "int8" or ``gs.Quantize("int8", group_size=64)``.
         activation : str
             As of the class.
+        input_scale : float, optional
+            As of the class. A scheme with "int8-static" activations needs one.
 
         Returns
         -------
@@ -144,7 +155,8 @@ class Linear(PackedModule):
         Raises
         ------
         ValueError, TypeError, RuntimeError
-            For an unknown scheme, a weight with NaN or infinity, or one that is not on the CPU.
+            For an unknown scheme, one with "int8-static" activations and no input scale, a weight
+            with NaN or infinity, or one that is not on the CPU.
 
         Examples
         --------
@@ -155,6 +167,7 @@ class Linear(PackedModule):
         """
         dense, bias = dense_weight(linear), linear.bias
         recipe = as_quantize("Linear.from_dense", scheme)
+        check_calibrated("Linear.from_dense", recipe, input_scale)
         weight, activations = recipe.quantize(dense), recipe.resolved().activations
         N, K = weight.shape
         layer = cls(
@@ -165,10 +178,16 @@ class Linear(PackedModule):
             activation=activation,
             dtype=dense.dtype,
             activations=activations,
+            input_scale=input_scale,
         )
         layer._remember_dense(dense, weight)
         layer._from_conv1d = is_conv1d(linear)
         return layer.train(linear.training)
+
+    @property
+    def input_scale(self) -> float | None:
+        """The scale of all rows of x; None where each has its own."""
+        return self._input_scale
 
     @property
     def weight(self) -> Tensor:
@@ -225,6 +244,8 @@ class Linear(PackedModule):
         """
         text = f"in_features={self.in_features}, out_features={self.out_features}"
         text += self._format_repr()
+        if self.input_scale is not None:
+            text += f", input_scale={self.input_scale:g}"
         if self.activation != "none":
             text += f", activation={self.activation}"
         return text
@@ -240,6 +261,18 @@ class Linear(PackedModule):
 
     def _new_handle(self) -> _ops.Handle:
         return _ops.Handle(self.packed)
+
+    def _pack(self, weight: Format) -> Tensor:
+        packed = super()._pack(weight)
+        if self._input_scale is None:
+            return packed
+        if self.activations != "int8":
+            raise ValueError(
+                f"{self._kind}: input_scale: got {self._input_scale} with activations "
+                f"{self.activations!r}, wanted it with 'int8' only"
+            )
+        _ops_packing.set_input_scale(packed, self._input_scale)
+        return packed
 
     def _dense_matrix(self, state: Mapping[str, Tensor]) -> Tensor | None:
         dense = state.get("weight")

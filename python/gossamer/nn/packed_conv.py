@@ -12,7 +12,7 @@ from torch import Tensor
 from .. import _check, _ops_conv
 from .._ops_conv import Geometry
 from ..formats import FORMATS, Format
-from ..schemes import Quantize, as_quantize
+from ..schemes import Quantize, as_quantize, check_calibrated
 from .packed_module import DENSE_DTYPES, PackedModule
 
 Self = TypeVar("Self", bound="PackedConv")
@@ -58,11 +58,10 @@ class PackedConv(PackedModule):
     ) -> None:
         super().__init__()
         kind = type(self).__name__
-        if input_scale is not None and not 0 < input_scale < float("inf"):
-            raise ValueError(f"{kind}: input_scale: got {input_scale}, wanted None or a number > 0")
         if activations == "int8-group":  # pixels are rounded once, for all groups that meet them
             raise ValueError(f"{kind}: activations: got 'int8-group', wanted 'int8' or 'exact'")
-        self._geometry, self._channels, self.input_scale = geometry, channels, input_scale
+        self._geometry, self._channels = geometry, channels
+        self.input_scale = _check.input_scale(kind, input_scale)
         self._init_weight(weight, dtype, activations)
 
     @classmethod
@@ -93,8 +92,8 @@ class PackedConv(PackedModule):
         Raises
         ------
         ValueError, TypeError, RuntimeError
-            For another kind of layer, an unknown scheme, a weight with NaN or infinity, or one that
-            is not on the CPU.
+            For another kind of layer, an unknown scheme, one with "int8-static" activations and no
+            input scale, a weight with NaN or infinity, or one that is not on the CPU.
         """
         function = f"{cls.__name__}.from_dense"
         check_dense(function, conv, cls._dense)
@@ -102,6 +101,8 @@ class PackedConv(PackedModule):
         dense: Any = conv
         matrix = cls._to_matrix(dense.weight.detach(), dense.groups)
         depthwise = dense.groups == dense.in_channels == len(matrix)
+        if not depthwise:  # those never round x
+            check_calibrated(function, recipe, input_scale)
         weight = quantize_groups(matrix, 1 if depthwise else dense.groups, recipe.quantize)
         make: Any = cls
         layer: Self = make(

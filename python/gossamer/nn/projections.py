@@ -250,7 +250,7 @@ class _PackedRows(PackedWeight):
 
     @property
     def _packed(self) -> Tensor:  # type: ignore[override]
-        return self._projection.quantized().pack(self._projection.activations)
+        return self._projection._pack(self._projection.quantized())
 
 
 def share(layers: Sequence[Linear]) -> list[Projection]:
@@ -259,8 +259,8 @@ def share(layers: Sequence[Linear]) -> list[Projection]:
     Parameters
     ----------
     layers : sequence of Linear
-        With the same in_features, format and group size, and no activation; they are left as they
-        are. The new ones share their biases.
+        With the same in_features, format, group size and input scale, and no activation; they are
+        left as they are. The new ones share their biases.
 
     Returns
     -------
@@ -299,6 +299,9 @@ def _pack_together(layers: Sequence[Linear]) -> Tensor:
     kinds = {(layer.format, layer.activations) for layer in layers}
     if len(kinds) > 1:
         raise ValueError(f"share: layers: got {sorted(kinds)}, wanted one format for all")
+    scales = list(dict.fromkeys(layer.input_scale for layer in layers))
+    if len(scales) > 1:
+        raise ValueError(f"share: layers: got input scales {scales}, wanted one for all")
     weights = [layer.quantized() for layer in layers]
     return layers[0]._pack(type(weights[0]).cat(weights))
 

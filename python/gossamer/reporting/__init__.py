@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
-from .layers import LayerReport, Report, Totals, report
+from .layers import report
+from .records import LayerReport, Report, Totals
 
 __all__ = ["LayerReport", "Report", "Totals", "report"]

@@ -4,189 +4,20 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator
 from typing import Any
 
 from torch import nn
 
 from .._ops_packing import SparseInfo, packed_info
-from ..factorization import FactorizedLayer, LayerCorrection
-from ..fusion import Fusion
 from ..nn.conv_transpose import ConvTranspose2d
 from ..nn.linear import Linear
 from ..nn.packed_conv import PackedConv
 from ..nn.packed_table import PackedTable
 from ..nn.projections import Projection
 from ..packed_names import packed_weights
-from ..selection import KeptDense, LeftAlone
-from . import factorized
-from .table import number, shape_text, size_text, table
+from .records import LayerReport, Report, Totals
 from .timing import cached_time, rows_of
-
-
-@dataclass(frozen=True)
-class LayerReport:
-    """One packed weight.
-
-    Attributes
-    ----------
-    name : str
-        Name of the module in the model; where that has several weights, as ``nn.LSTM`` and
-        ``nn.MultiheadAttention`` have, of the weight, such as "encoder.weight_hh_l0".
-    shape : tuple of int
-        Of the dense weight.
-    format : str
-        Name of the format, with the group size after a colon where there is one.
-    bits_per_weight : float
-        Of the packed weight, scales and padding included.
-    bytes_before, bytes_after : int
-        Of the weight, dense (float32 where the dense layer is not known) and packed.
-    error : float or None
-        ``|W - Ŵ| / |W|`` (Frobenius), of the weight before ``gs.Prune``; None where the dense
-        weight was never seen.
-    sparsity : float or None
-        Share of the weights that are zero and not stored; None for dense formats.
-    pattern : str
-        Of a sparse weight: "any", or the blocks that its zeros are stored as, such as "1x4".
-    parts : tuple of str
-        Of a sparse weight: "bitmask", from which zeros are expanded, "spmm", which skips them, or
-        both.
-    rank : int or None
-        R of a low-rank weight, or of a low-rank correction.
-    uncorrected_error : float or None
-        What `error` would be without the correction.
-    output_error_left : float or None
-        Of the error of the layer's outputs over the calibration (root mean square), the share that
-        the correction left; None without a calibration.
-    fused : str
-        What it computes together with, such as "query, key, value"; "" where by itself.
-    tied_to : str
-        Name of the embedding that reads the same packed weight, which is counted here only; "" for
-        most.
-    ms, ms_dense : float or None
-        Milliseconds of a call, packed and dense; None unless measured, and for all but linear
-        layers. Layers that share a packed weight are called together: by rows, this is its part of
-        the bytes and of the time.
-    """
-
-    name: str
-    shape: tuple[int, ...]
-    format: str
-    bits_per_weight: float
-    bytes_before: int
-    bytes_after: int
-    error: float | None
-    sparsity: float | None = None
-    pattern: str = ""
-    parts: tuple[str, ...] = ()
-    rank: int | None = None
-    uncorrected_error: float | None = None
-    output_error_left: float | None = None
-    fused: str = ""
-    tied_to: str = ""
-    ms: float | None = None
-    ms_dense: float | None = None
-
-
-@dataclass(frozen=True)
-class Totals:
-    """Sums over the packed layers, and over all parameters and buffers of the model.
-
-    Attributes
-    ----------
-    layers : int
-        Packed layers.
-    bytes_before, bytes_after : int
-        Of their weights.
-    model_bytes_before, model_bytes_after : int
-        Of the whole model.
-    ms, ms_dense : float or None
-        Sums over the layers; None unless measured.
-    """
-
-    layers: int
-    bytes_before: int
-    bytes_after: int
-    model_bytes_before: int
-    model_bytes_after: int
-    ms: float | None = None
-    ms_dense: float | None = None
-
-
-@dataclass(frozen=True)
-class Report:
-    """What :func:`report` found; ``str()`` is a plain table.
-
-    Attributes
-    ----------
-    layers : tuple of LayerReport
-        In the order of the model.
-    left_alone : tuple of LeftAlone
-        Layers that stayed as they were, and why.
-    kept_dense : tuple of KeptDense
-        Layers for which a sparse form was asked for and that have a dense one, and why.
-    fusions : tuple of Fusion
-        Groups of layers that match a pattern of :func:`gossamer.compress`, fused or not, and why;
-        none after ``fuse=False``.
-    totals : Totals
-        Sums.
-    batch : int or None
-        Rows per call, where times were measured.
-    factorized : tuple of FactorizedLayer
-        Layers that :func:`gossamer.factorize` replaced or left dense: rank, break-even, why.
-    corrections : tuple of LayerCorrection
-        What ``gs.LowRankCorrection`` did to each layer, or why nothing.
-    """
-
-    layers: tuple[LayerReport, ...]
-    left_alone: tuple[LeftAlone, ...]
-    kept_dense: tuple[KeptDense, ...]
-    fusions: tuple[Fusion, ...]
-    totals: Totals
-    batch: int | None = None
-    factorized: tuple[FactorizedLayer, ...] = ()
-    corrections: tuple[LayerCorrection, ...] = ()
-
-    def to_dict(self) -> dict[str, Any]:
-        """The report as plain dicts, tuples, strings and numbers.
-
-        Returns
-        -------
-        dict
-            With the attributes of the report as keys; ``json.dumps`` takes it.
-        """
-        return dataclasses.asdict(self)
-
-    def __str__(self) -> str:
-        parts = [_layer_table(self)]
-        if self.left_alone:
-            rows = [
-                [item.name, item.kind, shape_text(item.shape), item.reason]
-                for item in self.left_alone
-            ]
-            parts.append("left alone:\n" + table(["layer", "class", "shape", "reason"], rows, 4))
-        if self.kept_dense:
-            rows = [
-                [item.name, item.format, f"{item.sparsity:.0%}", item.reason]
-                for item in self.kept_dense
-            ]
-            parts.append("kept dense:\n" + table(["layer", "format", "zeros", "reason"], rows, 4))
-        if self.factorized:
-            rows = factorized.lines(self.factorized)
-            lines = table(factorized.HEADER, rows, 3, right_columns=5)
-            parts.append(f"{factorized.title(self.factorized)}\n{lines}")
-        rows = [[item.name, item.reason] for item in self.corrections if item.reason]
-        if rows:
-            parts.append("not corrected:\n" + table(["layer", "reason"], rows, 2))
-        parts += _fusion_lines(self.fusions)
-        totals = self.totals
-        parts.append(
-            f"{totals.layers} packed layers: {size_text(totals.bytes_before)} -> "
-            f"{size_text(totals.bytes_after)}; whole model: "
-            f"{size_text(totals.model_bytes_before)} -> {size_text(totals.model_bytes_after)}"
-        )
-        return "\n\n".join(parts)
 
 
 def report(model: nn.Module, measure: bool = False, batch: int = 1) -> Report:
@@ -241,6 +72,7 @@ def report(model: nn.Module, measure: bool = False, batch: int = 1) -> Report:
     }
     corrections = tuple(_remembered(model, "_gossamer_corrections", "name"))
     corrected = {item.name: item for item in corrections}
+    fits = {item.name: item for item in _remembered(model, "_gossamer_fits", "name")}
     layers = []
     for name, module in packed_weights(model):
         found = _layer(name, module, fused.get(name, ""), tied.get(id(module), ""))
@@ -250,6 +82,9 @@ def report(model: nn.Module, measure: bool = False, batch: int = 1) -> Report:
                 uncorrected_error=corrected[name].uncorrected_error,
                 output_error_left=corrected[name].output_error_left,
             )
+        if name in fits:
+            fit = fits[name]
+            found = dataclasses.replace(found, method=fit.method, output_error=fit.output_error)
         if measure and type(module) in (Linear, Projection):
             ms, ms_dense = cached_time(module, batch, timings)  # type: ignore[arg-type]
             found = dataclasses.replace(found, ms=ms, ms_dense=ms_dense)
@@ -263,6 +98,7 @@ def report(model: nn.Module, measure: bool = False, batch: int = 1) -> Report:
         batch if measure else None,
         tuple(_remembered(model, "_gossamer_factorized", "name")),
         corrections,
+        getattr(model, "_gossamer_calibration", None),
     )
 
 
@@ -343,58 +179,3 @@ def _totals(model: nn.Module, layers: list[LayerReport]) -> Totals:
         ms=sum(ms) if ms else None,
         ms_dense=sum(ms_dense) if ms_dense else None,
     )
-
-
-# --- the table ---
-
-
-def _layer_table(found: Report) -> str:
-    columns = _columns(found)
-    rows = [[cell(layer) for cell in columns.values()] for layer in found.layers]
-    return table(list(columns), rows, 1)
-
-
-def _columns(found: Report) -> dict[str, Callable[[LayerReport], str]]:
-    """What each column of the table shows; those that would be empty are left out."""
-    columns: dict[str, Callable[[LayerReport], str]] = {
-        "layer": lambda layer: layer.name,
-        "shape": lambda layer: shape_text(layer.shape),
-        "format": lambda layer: layer.format,
-        "bits": lambda layer: f"{layer.bits_per_weight:.2f}",
-        "before": lambda layer: size_text(layer.bytes_before),
-        "after": lambda layer: size_text(layer.bytes_after),
-        "error": lambda layer: "-" if layer.error is None else f"{layer.error:.2%}",
-    }
-    if any(layer.parts for layer in found.layers):
-        columns["zeros"] = lambda layer: "-" if layer.sparsity is None else f"{layer.sparsity:.0%}"
-        columns["pattern"] = lambda layer: layer.pattern or "-"
-        columns["parts"] = lambda layer: "+".join(layer.parts) or "-"
-    if any(layer.rank for layer in found.layers):
-        columns["rank"] = lambda layer: number(layer.rank, "d")
-    if any(layer.uncorrected_error is not None for layer in found.layers):
-        columns["uncorrected"] = lambda layer: number(layer.uncorrected_error, ".2%")
-    if any(layer.output_error_left is not None for layer in found.layers):
-        columns["output error left"] = lambda layer: number(layer.output_error_left, ".0%")
-    if found.batch is not None:
-        columns[f"ms, {found.batch} rows"] = lambda layer: number(layer.ms, ".4f")
-        columns["dense ms"] = lambda layer: number(layer.ms_dense, ".4f")
-        columns["speed-up"] = lambda layer: number(_speed_up(layer), ".2f", "x")
-    if any(layer.fused for layer in found.layers):
-        columns["fused"] = lambda layer: layer.fused or "-"
-    if any(layer.tied_to for layer in found.layers):
-        columns["tied to"] = lambda layer: layer.tied_to or "-"
-    return columns
-
-
-def _fusion_lines(fusions: tuple[Fusion, ...]) -> list[str]:
-    """What was not fused; what was is a column of the table."""
-    lines = [f"fusion: {item.reason}" for item in fusions if not item.layers]
-    rows = [[item.module, item.result, item.reason] for item in fusions if item.layers]
-    rows = [row for row in rows if row[-1]]
-    if rows:
-        lines.append("not fused:\n" + table(["module", "layers", "reason"], rows, 3))
-    return lines
-
-
-def _speed_up(layer: LayerReport) -> float | None:
-    return None if layer.ms is None or layer.ms_dense is None else layer.ms_dense / layer.ms

@@ -1,0 +1,122 @@
+"""Kernels of calibration: Gram matrices of activations and the OBS column update.
+
+Beside the other ``_ops`` files, the only one that turns tensors into pointers. The contracts are
+csrc/include/gossamer/gram.h and obs.h; results are bit-identical for every number of threads.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from . import _C, _check
+
+LANES = ("f32", "bf16")
+BLOCK = 128  # columns that one call updates, at most
+_ROWS = 32  # of a chunk; columns are padded to a multiple
+
+
+def gram(x: Tensor, lane: str | None = None, threads: int | None = None) -> Tensor:
+    """Compute ``xᵀ x``: x [T, K] float32, bfloat16 or float16; the result [K, K] float32.
+
+    Parameters
+    ----------
+    x : Tensor
+        T, K >= 1. Sums over T are float32: more than a few thousand rows are for the caller to cut.
+    lane : str, optional
+        "bf16" rounds x to bfloat16, "f32" does not. By default "bf16" where the instruction set
+        multiplies it.
+    """
+    _check.floating("gram", "x", x)
+    if x.dim() != 2 or 0 in x.shape:
+        raise ValueError(f"gram: x: got {_check.describe(x)}, wanted [T, K], both >= 1")
+    if lane is None:
+        lane = "bf16" if _C.svd_has_lane("bf16", "") else "f32"
+    if lane not in LANES:
+        raise ValueError(f"gram: lane: got {lane!r}, wanted 'f32' or 'bf16'")
+    if not _C.svd_has_lane(lane, ""):
+        raise RuntimeError(
+            "gram: lane: 'bf16' needs the instruction set avx512bf16 or amx, not "
+            f"{_C.isa_active()}; 'f32' works everywhere"
+        )
+    x = x.detach().resolve_neg()
+    if x.stride(1) != 1 and x.shape[1] > 1:
+        x = x.contiguous()
+    T, K = x.shape
+    G = torch.empty(K, K)
+    threads = _check.threads("gram", threads)
+    dtype = _check.DTYPES[x.dtype]
+    _C.gram(x.data_ptr(), dtype, T, K, x.stride(0), G.data_ptr(), lane == "bf16", threads)
+    return G
+
+
+class Columns:
+    """The state of a column update, transposed: one row a column of the weight.
+
+    Attributes
+    ----------
+    W : Tensor
+        float32 [K, rows], rows being N padded with zeros: weights, and behind the updated columns
+        the values that they became.
+    E : Tensor
+        float32 [K, rows]: errors of the columns that were updated.
+    loss : Tensor
+        float64 [rows].
+    codes, keep : Tensor or None
+        uint8 [K, rows]: with a grid, with a mask.
+    """
+
+    def __init__(self, W: Tensor, L: Tensor) -> None:
+        """Take weights float32 [N, K] and the lower factor float32 [K, K]."""
+        self.N, K = W.shape
+        rows = -(-self.N // _ROWS) * _ROWS
+        self.W = self.padded(W.T, torch.float32)
+        self.E = torch.empty(K, rows)
+        self.L = L.contiguous()
+        self.loss = torch.zeros(rows, dtype=torch.float64)
+        self.codes: Tensor | None = None
+        self.keep: Tensor | None = None
+        self._columns = _C.ObsColumns(
+            self.W.data_ptr(), self.E.data_ptr(), self.loss.data_ptr(), rows, self.L.data_ptr(), K
+        )
+
+    def padded(self, transposed: Tensor, dtype: torch.dtype) -> Tensor:
+        """A matrix [*, N] as [*, rows]."""
+        rows = -(-self.N // _ROWS) * _ROWS
+        padded = torch.zeros(transposed.shape[0], rows, dtype=dtype)
+        padded[:, : self.N] = transposed
+        return padded
+
+    def use_mask(self, keep: Tensor, n: int = 0, m: int = 0) -> None:
+        """Prune by a mask bool [N, K]; with m, by one of n of each m that the update writes."""
+        self.keep = self.padded(keep.T, torch.uint8)
+        self._columns.set_mask(self.keep.data_ptr(), n, m)
+
+    def use_grid(self, scales: Tensor, zeros: Tensor | None, groups: Tensor) -> None:
+        """Round with scales and zeros float32 [groups, rows]; groups int32 [K] of the columns."""
+        self.codes = torch.zeros(self.W.shape, dtype=torch.uint8)
+        self.scales, self.zeros, self._groups = scales, zeros, groups
+        zeros_address = 0 if zeros is None else zeros.data_ptr()
+        self._columns.set_grid(
+            self.codes.data_ptr(), scales.data_ptr(), zeros_address, groups.data_ptr()
+        )
+
+    def set_scales(self, column: int, scales: Tensor, zeros: Tensor | None) -> None:
+        """Other scales and zeros [N] for the group of a column."""
+        group = int(self._groups[column])
+        self.scales[group, : self.N] = scales
+        if self.zeros is not None and zeros is not None:
+            self.zeros[group, : self.N] = zeros
+
+    def use_uniform(self, lowest: float, highest: float) -> None:
+        """Round to whole numbers in [lowest, highest]."""
+        self._columns.set_uniform(lowest, highest)
+
+    def use_codebook(self, levels: Tensor, thresholds: Tensor) -> None:
+        """Round to levels float32 [L]: code = how many of the L - 1 thresholds lie below."""
+        self._levels = levels, thresholds  # kept alive
+        self._columns.set_codebook(levels.data_ptr(), thresholds.data_ptr(), len(levels))
+
+    def update(self, first: int, last: int, threads: int | None = None) -> None:
+        """Round and prune the columns of a block one after the other."""
+        self._columns.update(first, last, _check.threads("update", threads))

@@ -1,0 +1,137 @@
+"""What ``gossamer bench quality`` shows: a table for each group of methods, and the Pareto front."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from gossamer.bench.methods import DENSE, OURS
+from gossamer.bench.quality_subjects import QUALITY_SUBJECTS
+from gossamer.bench.results import Row
+
+LOWER_IS_BETTER = ("perplexity",)
+BASELINES = ("rtn", "magnitude")
+
+
+@dataclass(frozen=True)
+class Table:
+    """The methods of one group on one model."""
+
+    title: str
+    header: list[str]
+    lines: list[list[str]]
+
+
+def tables(rows: Sequence[Row]) -> list[Table]:
+    """A table for each model and group, in the order of the rows."""
+    found = []
+    for name in dict.fromkeys(row["model"] for row in rows):
+        mine = [row for row in rows if row["model"] == name]
+        for group in dict.fromkeys(row["group"] for row in mine):
+            lines = [row for row in mine if row["group"] == group]
+            found.append(_table(name, group, lines, _dense(mine)))
+    return found
+
+
+def flat_table(rows: Sequence[Row], model: str) -> tuple[list[str], list[list[str]]]:
+    """Header and cells of all methods on one model, with their groups."""
+    mine = [row for row in rows if row["model"] == model]
+    if not mine:
+        raise ValueError(f"flat_table: rows: none of {model}")
+    dense, metric = _dense(mine), _metric(mine)
+    header = ["group", "method", metric, "of the loss removed", "MB", "s", "s without the model"]
+    lines = []
+    for row in sorted(mine, key=lambda row: _groups(mine).index(row["group"])):
+        same = [other for other in mine if other["group"] == row["group"]]
+        lines.append([row["group"], *_cells(row, same, dense, metric)])
+    return header, lines
+
+
+def front(rows: Sequence[Row], model: str) -> list[Row]:
+    """The rows that no other beats in bytes and quality, from the smallest on."""
+    mine = [row for row in rows if row["model"] == model and row["failure"] is None]
+    metric = _metric(mine)
+    sign = 1 if metric in LOWER_IS_BETTER else -1
+    best: list[Row] = []
+    for row in sorted(mine, key=lambda row: (row["bytes"], sign * row["quality"][metric])):
+        if not best or sign * row["quality"][metric] < sign * best[-1]["quality"][metric]:
+            best.append(row)
+    return best
+
+
+def plot_front(path: Path, rows: Sequence[Row], model: str) -> None:
+    """Draw quality against bytes, every method a point, with the Pareto front.
+
+    Raises
+    ------
+    ValueError
+        Where there is no row of the model.
+    RuntimeError
+        matplotlib is not installed.
+    """
+    from gossamer.reporting.plots import quality_points
+
+    mine = [
+        row
+        for row in rows
+        if row["model"] == model and row["failure"] is None and row["tool"] == OURS
+    ]
+    if not mine:
+        raise ValueError(f"plot_front: rows: none of {model}")
+    metric = _metric(mine)
+    points = {
+        f"{row['group']}: {row['method']}": (row["bytes"] / 1e6, row["quality"][metric])
+        for row in mine
+    }
+    chosen = [f"{row['group']}: {row['method']}" for row in front(mine, model)]
+    quality_points(path, points, chosen, QUALITY_SUBJECTS[model].title, metric)
+
+
+def _table(name: str, group: str, rows: Sequence[Row], dense: Row | None) -> Table:
+    metric = _metric(rows)
+    header = ["method", metric, "of the loss removed", "MB", "s", "s without the model"]
+    title = f"{QUALITY_SUBJECTS[name].title}, {group}"
+    return Table(title, header, [_cells(row, rows, dense, metric) for row in rows])
+
+
+def _cells(row: Row, group: Sequence[Row], dense: Row | None, metric: str) -> list[str]:
+    name = row["method"] if row["tool"] == OURS else f"{row['method']} ({row['tool']})"
+    if row["failure"]:
+        return [name, row["failure"], "", "", "", ""]
+    value, seconds = row["quality"][metric], row["seconds"]
+    # Others hold rounded weights in full size: what they would store is what ours does.
+    ours = [other["bytes"] for other in group if other["tool"] == OURS and not other["failure"]]
+    size = row["bytes"] if row["tool"] == OURS else (ours[0] if ours else None)
+    # One pass to see what layers are given, and one to see what the packed block makes of it.
+    passes = 2 * dense["seconds"] if dense and row["method"] not in ("rtn", "hqq", DENSE) else 0
+    return [
+        name,
+        f"{value:.2f}" if metric in LOWER_IS_BETTER else f"{value:.4f}",
+        _removed(value, group, dense, metric),
+        "-" if size is None else f"{size / 1e6:.1f}",
+        f"{seconds:.0f}",
+        f"{max(0.0, seconds - passes):.0f}",
+    ]
+
+
+def _removed(value: float, group: Sequence[Row], dense: Row | None, metric: str) -> str:
+    """How much of what the baseline of a group loses is not lost."""
+    base = next((row for row in group if row["method"] in BASELINES and not row["failure"]), None)
+    if dense is None or base is None:
+        return "-"
+    best, worst = dense["quality"][metric], base["quality"][metric]
+    return "-" if worst == best else f"{(worst - value) / (worst - best):.0%}"
+
+
+def _dense(rows: Sequence[Row]) -> Row | None:
+    return next((row for row in rows if row["method"] == DENSE and not row["failure"]), None)
+
+
+def _groups(rows: Sequence[Row]) -> list[str]:
+    return list(dict.fromkeys(row["group"] for row in rows))
+
+
+def _metric(rows: Sequence[Row]) -> str:
+    """The first figure that a row has."""
+    return next((next(iter(row["quality"])) for row in rows if not row["failure"]), "quality")

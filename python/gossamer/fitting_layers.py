@@ -1,0 +1,218 @@
+"""How compress() fits one layer: pruned, rounded to what its inputs tell, and packed."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from .calibration import Block, Statistics
+from .calibration.scalable import Known
+from .correcting import Prepared
+from .fits import LayerFit
+from .folding import assign_values, folded, from_matrix, matrices, with_values
+from .formats import Format
+from .formats.grids import fit_grid
+from .formats.groups import row_chunks
+from .placing import is_packed
+from .quantization import RTN
+from .recipe import Recipe
+from .replacing import Replacing, finish, naming, pruned, storage
+from .schemes import Quantize
+from .selection import Layer
+
+
+@dataclass
+class Fitting:
+    """What is known while the layers of a model are fitted.
+
+    Attributes
+    ----------
+    replacing : Replacing
+        Recipes, and what they have led to so far.
+    layers : dict
+        By name: those that are fitted; all others are rounded by themselves.
+    results : list of LayerFit
+        Is told of every layer.
+    sparsity : dict
+        By name: the share of zeros, where layers differ.
+    scalables : dict
+        What find_scalable() knows from the blocks before.
+    """
+
+    replacing: Replacing
+    layers: dict[str, Layer]
+    results: list[LayerFit] = field(default_factory=list)
+    sparsity: dict[str, float] = field(default_factory=dict)
+    scalables: Known = field(default_factory=dict)
+
+    def recipe_of(self, layer: Layer) -> Recipe:
+        """What is done to a layer."""
+        return self.replacing.recipe_of(layer)
+
+
+@dataclass
+class Ready:
+    """A layer that is pruned and about to be rounded.
+
+    Attributes
+    ----------
+    prepared : Prepared
+        The layer, as it was and with zeros, and how it will be stored.
+    W : Tensor
+        Float32 [N, K]: what is rounded.
+    keep : Tensor or None
+        Bool [N, K]: which weights stay; None: all.
+    rounded : Format or None
+        What it is rounded to, where that is known already.
+    """
+
+    prepared: Prepared
+    W: Tensor
+    keep: Tensor | None = None
+    rounded: Format | None = None
+
+
+@dataclass(frozen=True)
+class Rounded(Quantize):
+    """A scheme that says by itself how it rounds."""
+
+    rounds: Callable[[Tensor], Format] | None = None
+
+    def quantize(self, W: Tensor) -> Format:
+        """Round a weight."""
+        assert self.rounds is not None
+        return self.rounds(W)
+
+
+def matrix(layer: nn.Module) -> Tensor:
+    """The weight of a layer that is fitted, as [N, K]."""
+    return next(W for _, W in matrices(layer))
+
+
+def prepare(layer: Layer, fitting: Fitting, statistics: Statistics | None) -> Ready:
+    """Prune a layer, and decide how it will be stored."""
+    replacing, recipe, original = fitting.replacing, fitting.recipe_of(layer), folded(layer.module)
+    if recipe.prune is None or recipe.prunes_by_magnitude:
+        dense, _ = pruned(layer, original, replacing)
+        W = matrix(dense).float()
+        keep = W != 0 if recipe.looks_at_zeros else None
+        return Ready(Prepared(layer, original, dense, storage(layer, [W], replacing)), W, keep)
+    W = matrix(original)
+    form = recipe.joint_form
+    with naming(layer):
+        # The importance of columns matters less than their correlation, which follows.
+        grid = None
+        if form is not None:
+            grid = fit_grid(form.format, form.group_size, form.settings, W.float())
+        found = recipe.prune.apply(
+            W,
+            statistics,
+            sparsity=fitting.sparsity.get(layer.names[0]),
+            cut=replacing.cuts.get(id(layer), {}).get("weight"),
+            grid=grid,
+        )
+    how = storage(layer, [found.values], replacing)
+    ready = Ready(Prepared(layer, original, original, how), found.values, found.keep)
+    shape = layer.module.get_parameter("weight").shape
+    values = {"weight": from_matrix(original, found.values.to(W.dtype), shape)}
+    ready.prepared.dense = with_values(original, values)
+    if grid and how.scheme:
+        # The pass above chose what becomes zero, knowing the grid. With that fixed, the method of
+        # rounding goes over the weight again, with all that it can do.
+        ready.rounded = recipe.rounding.round(W, how.scheme.resolved(), statistics, found.keep)
+    return ready
+
+
+def learn(
+    block: Block,
+    ready: Mapping[str, Ready],
+    fitting: Fitting,
+    statistics: Mapping[str, Statistics],
+) -> None:
+    """Round together the layers that are, by what the block computes."""
+    by_recipe: dict[Recipe, dict[str, Ready]] = {}
+    for name, item in ready.items():
+        recipe = fitting.recipe_of(item.prepared.layer)
+        if recipe.learns and item.prepared.storage.scheme is not None:
+            by_recipe.setdefault(recipe, {})[name] = item
+    first = block.calls[0].args
+    if not by_recipe or not first or not first[0].is_floating_point():
+        return  # what is given to the model as a whole is no hidden state: each layer by itself
+    # The block that is the whole model has no dense twin.
+    targets = block.dense_outputs or block.outputs(block.calls)
+    for recipe, items in by_recipe.items():
+        layers, keep = {}, {}
+        for name, item in items.items():
+            module, scheme = item.prepared.layer.module, item.prepared.storage.scheme
+            assert scheme is not None
+            assign_values(module, dict(item.prepared.dense.named_parameters()))
+            layers[name] = module, scheme.resolved()
+            if item.keep is not None:
+                keep[name] = item.keep
+        found = recipe.rounding.learn(
+            block.module,
+            layers,
+            block.calls,
+            targets,
+            keep=keep,
+            masks=block.masks,
+            statistics=statistics,
+        )
+        for name, item in items.items():
+            item.rounded = found[name]
+
+
+def round_and_pack(item: Ready, statistics: Statistics | None, fitting: Fitting) -> None:
+    """Round a layer, pack it, and put it in its places."""
+    prepared, layer = item.prepared, item.prepared.layer
+    recipe, original = fitting.recipe_of(layer), matrix(item.prepared.original)
+    method = recipe.method
+    if recipe.learns and item.rounded is None:
+        method = method.replace(recipe.rounding.name, RTN.name)
+    if prepared.storage.scheme is not None and recipe.rounding is not None:
+        scheme = _rounded(item, recipe, statistics)
+        prepared.storage = replace(prepared.storage, scheme=scheme)
+    moment = statistics.moment if statistics else None
+    if recipe.correction and moment is not None:
+        fitting.replacing.moments[id(layer)] = moment
+    finish(prepared, fitting.replacing)
+    new: Any = layer.module
+    W = original.float()
+    E = W - (new.quantized().dequantize() if is_packed(new) else matrix(new).float())
+    if is_packed(new):
+        new.weight_error = _ratio(_square(E, None), _square(W, None))
+    error = None if moment is None else _ratio(_square(E, moment), _square(W, moment))
+    fitting.results.append(LayerFit(layer.names[0], method, error))
+
+
+def _rounded(item: Ready, recipe: Recipe, statistics: Statistics | None) -> Rounded:
+    """How the weight is rounded; a correction may ask again, for what it leaves."""
+    how = item.prepared.storage.scheme
+    assert how is not None
+    rounding = RTN() if recipe.learns else recipe.rounding  # of what was not learned
+    scheme, keep = how.resolved(), item.keep
+    known = [] if item.rounded is None else [item.rounded]
+
+    def rounds(W: Tensor) -> Format:  # knows no item, which knows it: both are freed at once
+        return known.pop() if known else rounding.round(W.float(), scheme, statistics, keep)
+
+    return Rounded(how.scheme, how.group_size, how.activations, how.method, rounds)
+
+
+def _square(E: Tensor, moment: Tensor | None) -> float:
+    """tr(E C Eᵀ), C being the identity if there is none; some rows at a time."""
+    total = 0.0
+    for rows in row_chunks(*E.shape):
+        part = E[rows]
+        other = part if moment is None else part @ moment
+        total += float((other * part).sum(dtype=torch.float64))
+    return max(0.0, total)
+
+
+def _ratio(square: float, of: float) -> float:
+    return math.sqrt(square / of) if of > 0 else 0.0

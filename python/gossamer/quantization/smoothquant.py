@@ -1,0 +1,162 @@
+"""SmoothQuant: outliers of activations move into the weights, where rounding loses less.
+
+    s_k = max |x_k|^α / max_n |W[n, k]|^(1 - α),    y = (W diag(s)) (diag(s)^-1 x)
+
+Where x is rounded to int8 with one scale for a row, a channel that is much larger than the others
+makes the steps of all of them coarse.
+"""
+
+from __future__ import annotations
+
+import numbers
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from .. import _check
+from ..calibration.statistics import Statistics
+from ..formats import FORMATS
+from ..schemes import Scheme
+from .awq import scaled_error
+from .channels import centred, check_scaling, over_ties, rounded_rows, rounded_weight
+
+_ALPHAS = tuple(step / 10 for step in range(1, 10))
+_TYPICAL_PEAK = 3.0  # of a row, in root mean squares of its largest channel
+_STEPS = 127
+
+
+@dataclass(frozen=True)
+class SmoothQuant:
+    """Scale the inputs of layers so that rounding them to int8 loses less.
+
+    The factors are folded into what makes the inputs: a norm, or the linear layer before. Layers
+    whose inputs come from elsewhere are left as they are. A method of :class:`gossamer.Quantize`,
+    alone or before a rounding.
+
+    Parameters
+    ----------
+    alpha : float, optional
+        How much of the range moves from the inputs to the weights, in [0, 1]; 0.5 in the paper.
+        None: for each input what loses least over the calibration, of 0.1, 0.2, ... 0.9 and of no
+        scaling.
+
+    Raises
+    ------
+    ValueError
+        For an alpha outside of [0, 1].
+
+    References
+    ----------
+    Xiao et al., "SmoothQuant: Accurate and Efficient Post-Training Quantization for Large Language
+    Models", 2023.
+
+    Examples
+    --------
+    >>> from gossamer.quantization import SmoothQuant
+    >>> gs.Quantize("int8", method=SmoothQuant(alpha=0.5)).method
+    SmoothQuant(alpha=0.5)
+    """
+
+    name: ClassVar[str] = "smoothquant"
+    needs: ClassVar[str] = "squares"
+
+    alpha: float | None = None
+
+    def __post_init__(self) -> None:
+        alpha: object = self.alpha
+        if alpha is None:
+            return
+        number = isinstance(alpha, numbers.Real) and not isinstance(alpha, bool)
+        if not number or not 0 <= float(self.alpha or 0) <= 1:
+            raise ValueError(
+                f"SmoothQuant: alpha: got {_check.describe(alpha)}, wanted None or a number in "
+                "[0, 1]"
+            )
+
+    def scales(
+        self,
+        weights: Sequence[Tensor],
+        statistics: Statistics,
+        scheme: Scheme,
+        *,
+        tie: Tensor | None = None,
+        x: Tensor | None = None,
+    ) -> Tensor:
+        """The factors of the columns of layers that get the same input.
+
+        Parameters
+        ----------
+        weights : sequence of Tensor
+            Float32, each of shape (N_i, K).
+        statistics : Statistics
+            Of the input.
+        scheme : Scheme
+            That all of them are rounded to.
+        tie : Tensor, optional
+            int64, shape (K,): columns with the same number get the same factor.
+        x : Tensor, optional
+            Shape (R, K): some rows of the input, for which candidates are rounded and compared.
+            Without them the error is estimated from the statistics.
+
+        Returns
+        -------
+        Tensor
+            Float32, shape (K,), positive; 1 where all inputs are zero, and everywhere where nothing
+            is gained.
+
+        Raises
+        ------
+        ValueError
+            For weights, statistics and rows that do not fit, or hold NaN or infinity.
+        """
+        check_scaling("SmoothQuant", weights, statistics)
+        if x is not None and (x.dim() != 2 or x.shape[1] != len(statistics.peak)):
+            raise ValueError(
+                f"SmoothQuant: x: got {_check.describe(x)}, wanted [R, {len(statistics.peak)}]"
+            )
+        if x is not None and not bool(x.isfinite().all()):
+            raise ValueError("SmoothQuant: x: NaN or infinity in the inputs of the layers")
+        W = torch.cat([weight.float() for weight in weights])
+        inputs = over_ties(statistics.peak, tie)
+        columns = over_ties(W.abs().amax(0), tie)
+        lives = (inputs > 0) & (columns > 0)
+
+        def factors(alpha: float) -> Tensor:
+            return centred(inputs**alpha / columns ** (1 - alpha), lives)
+
+        if self.alpha is not None:
+            return factors(self.alpha)
+        candidates = [torch.ones_like(inputs), *map(factors, _ALPHAS)]
+        if x is None:
+            return min(candidates, key=lambda s: _expected_error(W, s, statistics, scheme))
+        rows = x.float()
+        return min(candidates, key=lambda s: _measured_error(W, s, rows, statistics, scheme))
+
+
+def _measured_error(
+    W: Tensor, s: Tensor, x: Tensor, statistics: Statistics, scheme: Scheme
+) -> float:
+    """Sum of the squared errors of the outputs for these rows."""
+    found = x / s
+    if _activations(scheme) != "exact":
+        grouped = _activations(scheme) == "int8-group"
+        found = rounded_rows(found, scheme.group_size if grouped else None)
+    rounded = rounded_weight(W * s, scheme, statistics.squares / s.square())
+    lost = x @ W.T - found @ rounded.T
+    return float(lost.double().square().sum())
+
+
+def _expected_error(W: Tensor, s: Tensor, statistics: Statistics, scheme: Scheme) -> float:
+    """The same for a row as statistics tell it: what W loses, and x, by steps of one size."""
+    lost = scaled_error(W, s, statistics, scheme)
+    if _activations(scheme) == "exact":
+        return lost
+    step = _TYPICAL_PEAK * float((statistics.squares.sqrt() / s).max()) / _STEPS
+    return lost + step**2 / 12 * float((W * s).double().square().sum())
+
+
+def _activations(scheme: Scheme) -> str:
+    return scheme.activations or FORMATS[scheme.format].activation_kinds[0]
