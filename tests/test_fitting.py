@@ -199,6 +199,18 @@ class TestCombinations:
         assert hidden <= report.calibration.cached_bytes < 1.2 * hidden  # positions, too
         assert "calibrated with 3 batches" in str(report)
 
+    def test_bias_correction(self) -> None:
+        x = torch.rand(300, 48, generator=torch.Generator().manual_seed(6))
+        means = {}
+        for correct_bias in (False, True):
+            scheme = gs.Quantize("int4-per-channel", activations="exact", correct_bias=correct_bias)
+            dense = Chain()
+            model = gs.compress(copy.deepcopy(dense), scheme, calibration=[x], fuse=False)
+            with torch.no_grad():
+                difference = model.blocks[0][0](x) - dense.blocks[0][0](x)
+            means[correct_bias] = float(difference.mean(0).abs().max())
+        assert means[True] < 1e-5 < means[False]
+
     def test_a_cnn(self) -> None:
         torch.manual_seed(5)
         dense = nn.Sequential(
@@ -284,7 +296,7 @@ class TestErrors:
         "prune", [gs.Prune(0.5, method="wanda"), gs.Prune(0.5, "row", allocation="owl")]
     )
     def test_pruning_without_its_calibration(self, prune: gs.Prune) -> None:
-        with pytest.raises(ValueError, match="compress: calibration: (wanda|owl) needs one"):
+        with pytest.raises(ValueError, match=r"compress: calibration: (wanda|owl) needs one"):
             gs.compress(Chain(), prune)
 
     def test_floats_have_no_method(self) -> None:

@@ -227,6 +227,9 @@ def test_blocks_like_one_before_are_proven_at_once(monkeypatch: pytest.MonkeyPat
     assert [one.places for one in first] == [one.places for one in second]
     assert next(iter(second[0].consumers)) == "model.layers.1.self_attn.q_proj"
     assert second[0].producer is model.get_submodule("model.layers.1.input_layernorm")
+    kept = [value for findings in known.values() for one in findings for value in one]
+    assert kept
+    assert not any(isinstance(value, nn.Module) for value in kept)  # they may be replaced
 
 
 def test_a_block_that_only_looks_like_one_before_is_searched() -> None:

@@ -6,10 +6,11 @@ import torch as _torch  # noqa: F401  # first: the extension then shares torch's
 
 from . import cpu, formats, interop, kernels, nn, pruning, quantization, schemes
 from .calibration import text_batches
-from .checkpoint import load, save
+from .checkpoint import save
 from .compression import compress
 from .factorization import LowRankCorrection, factorize
 from .interop import write_compressed_tensors
+from .loading import load
 from .preview import preview
 from .pruning import Prune
 from .quantization import AWQ, GPTQ, HQQ, RTN, AutoRound, SmoothQuant, equalize

@@ -30,7 +30,7 @@ from .calibration import (
 from .calibration.rows import input_rows
 from .calibration.scalable import find_scalable, fold, scaled
 from .fits import CalibrationRecord
-from .fitting_layers import Fitting, Ready, learn, matrix, prepare, round_and_pack
+from .fitting_layers import Fitting, learn, matrix, prepare, round_and_pack
 from .folding import folded
 from .nn.linear import is_conv1d
 from .pruning import Weighed, layer_sparsity

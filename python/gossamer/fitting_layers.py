@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
 from typing import Any
 
 import torch
@@ -19,7 +19,7 @@ from .formats import Format
 from .formats.grids import fit_grid
 from .formats.groups import row_chunks
 from .placing import is_packed
-from .quantization import RTN
+from .quantization import RTN, corrected_bias
 from .recipe import Recipe
 from .replacing import Replacing, finish, naming, pruned, storage
 from .schemes import Quantize
@@ -122,9 +122,10 @@ def prepare(layer: Layer, fitting: Fitting, statistics: Statistics | None) -> Re
     values = {"weight": from_matrix(original, found.values.to(W.dtype), shape)}
     ready.prepared.dense = with_values(original, values)
     if grid and how.scheme:
-        # The pass above chose what becomes zero, knowing the grid. With that fixed, the method of
-        # rounding goes over the weight again, with all that it can do.
-        ready.rounded = recipe.rounding.round(W, how.scheme.resolved(), statistics, found.keep)
+        # What was found is the best with these zeros, so what rounding adds to its error adds to
+        # that of W: rounding it is rounding W, with the zeros fixed.
+        scheme = how.scheme.resolved()
+        ready.rounded = recipe.rounding.round(found.values, scheme, statistics, found.keep)
     return ready
 
 
@@ -183,9 +184,13 @@ def round_and_pack(item: Ready, statistics: Statistics | None, fitting: Fitting)
     finish(prepared, fitting.replacing)
     new: Any = layer.module
     W = original.float()
-    E = W - (new.quantized().dequantize() if is_packed(new) else matrix(new).float())
+    stored = new.quantized().dequantize() if is_packed(new) else matrix(new).float()
+    E = W - stored
     if is_packed(new):
         new.weight_error = _ratio(_square(E, None), _square(W, None))
+    if recipe.corrects_bias and statistics is not None and new.bias is not None:
+        with torch.no_grad():
+            new.bias.copy_(corrected_bias(W, stored, new.bias, statistics.mean))
     error = None if moment is None else _ratio(_square(E, moment), _square(W, moment))
     fitting.results.append(LayerFit(layer.names[0], method, error))
 
@@ -201,7 +206,8 @@ def _rounded(item: Ready, recipe: Recipe, statistics: Statistics | None) -> Roun
     def rounds(W: Tensor) -> Format:  # knows no item, which knows it: both are freed at once
         return known.pop() if known else rounding.round(W.float(), scheme, statistics, keep)
 
-    return Rounded(how.scheme, how.group_size, how.activations, how.method, rounds)
+    settings = {each.name: getattr(how, each.name) for each in fields(Quantize)}
+    return Rounded(**settings, rounds=rounds)
 
 
 def _square(E: Tensor, moment: Tensor | None) -> float:

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from torch import nn
 
 from .nn.linear import Linear
-from .nn.named_weights import NamedWeight, NamedWeights
+from .nn.named_weights import NamedWeights
 from .nn.packed_conv import PackedConv
 from .nn.packed_table import PackedTable
 
@@ -26,15 +26,3 @@ def packed_weights(model: nn.Module) -> Iterator[tuple[str, Linear | PackedConv]
                 names[id(module._modules[child])] = f"{name}.{weight}" if name else weight
         elif isinstance(module, Linear | PackedConv):
             yield names.get(id(module), name), module
-
-
-def sparse_layers(model: nn.Module) -> list[str]:
-    """Names of the layers that have sparse weights, as ``targets`` of compress() takes them."""
-    found: dict[str, None] = {}
-    for name, module in model.named_modules():
-        if isinstance(module, NamedWeight):
-            name = name.rpartition(".")[0]
-        packed = isinstance(module, Linear | PackedConv | PackedTable)
-        if packed and module.format.startswith("sparse-"):
-            found[name] = None
-    return list(found)

@@ -16,7 +16,6 @@ from .fitting import why_not_fitted
 from .folding import folded, matrices
 from .recipe import Recipe
 from .reporting.table import shape_text, size_text, table
-from .schemes import method_name
 from .selection import LeftAlone, Patterns
 from .sparse_choice import Batch
 
@@ -114,8 +113,14 @@ def preview(
     ----------
     model : nn.Module
         On the CPU.
-    scheme, targets, ignore, overrides, batch
+    scheme : str, path, Quantize, Prune, or a list
         As of :func:`gossamer.compress`.
+    targets, ignore : pattern or sequence of patterns, optional
+        As there.
+    overrides : mapping of patterns to schemes, optional
+        As there.
+    batch : int, "large" or a tuple of these, optional
+        As there.
 
     Returns
     -------

@@ -91,6 +91,11 @@ class Recipe:
         return self.rounding is None or self.rounding.name == "rtn"
 
     @property
+    def corrects_bias(self) -> bool:
+        """Whether biases make up for what rounding takes from the mean of the outputs."""
+        return self.store is not None and self.store.correct_bias
+
+    @property
     def learns(self) -> bool:
         """Whether the layers of a block are rounded together, by what the block computes."""
         return self.rounding is not None and self.rounding.name == "autoround"
@@ -135,7 +140,8 @@ class Recipe:
                 getattr(self.prune.allocation_settings, "name", ""),
             )
             return next(name for name in names[::-1] if name not in ("", "magnitude"))
-        return next((m.name for m in self._methods if m.name not in _DATA_FREE), "")
+        found = next((m.name for m in self._methods if m.name not in _DATA_FREE), "")
+        return found or ("correct_bias" if self.corrects_bias else "")
 
     @property
     def _methods(self) -> tuple[Any, ...]:

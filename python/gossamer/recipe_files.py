@@ -169,8 +169,8 @@ def load_recipe(source: str | Path) -> RecipeFile:
 
     Examples
     --------
-    >>> load_recipe("fast").steps
-    (Quantize(scheme='int8', group_size=None, activations=None, method='rtn'),)
+    >>> load_recipe("fast").steps == (gs.Quantize("int8"),)
+    True
     """
     if source in recipe_names():
         return _recipe(parse(str(source), (_FOLDER / f"{source}.yaml").read_text()), Path())

@@ -110,6 +110,10 @@ class Quantize:
         alone is followed by "rtn". Settings are objects such as ``gs.GPTQ(damping=0.05)``. All but
         "rtn" and "hqq" need the ``calibration`` of :func:`gossamer.compress`.
 
+    correct_bias : bool
+        Add to the bias, where a layer has one, what rounding takes from its mean output over the
+        calibration.
+
     Raises
     ------
     ValueError
@@ -118,13 +122,14 @@ class Quantize:
     Examples
     --------
     >>> gs.Quantize("int8", group_size=64)
-    Quantize(scheme='int8', group_size=64, activations=None, method='rtn')
+    Quantize(scheme='int8', group_size=64, activations=None, method='rtn', correct_bias=False)
     """
 
     scheme: str
     group_size: int | None = None
     activations: str | None = None
     method: Any = "rtn"
+    correct_bias: bool = False
 
     def __post_init__(self) -> None:
         if not isinstance(self.scheme, str) or self.scheme not in SCHEMES:

@@ -38,16 +38,17 @@ LayerOptions some_options(Random& random) {
 
 // The numbers that stand for row m of x.
 std::vector<double> row_of(const Layer& layer, int64_t m) {
-    std::vector<double> row(static_cast<size_t>(layer.weight.K));
-    const bool exact = layer.weight.kind.activations == Activations::exact;
-    reference::QuantizedRow quantized;
-    const uint8_t* x = layer.x.at(m * layer.x_stride);
-    const float input_scale = layer.weight.kind.input_scale;
-    if (!exact && input_scale == 0) quantized = reference::quantize_row(x, layer.options.x_dtype, layer.weight.K);
-    if (!exact && input_scale > 0) quantized = reference::quantize_row_with(input_scale, x, layer.options.x_dtype, layer.weight.K);
-    for (size_t k = 0; k < row.size(); ++k) {
-        row[k] = exact ? layer.x.get(m * layer.x_stride + static_cast<int64_t>(k)) : quantized.q[k] * static_cast<double>(quantized.scale);
+    const int64_t K = layer.weight.K, first = m * layer.x_stride;
+    std::vector<double> row;
+    if (layer.weight.kind.activations == Activations::exact) {
+        for (int64_t k = 0; k < K; ++k) row.push_back(layer.x.get(first + k));
+        return row;
     }
+    const float input_scale = layer.weight.kind.input_scale;
+    const reference::QuantizedRow quantized = input_scale > 0
+                                                  ? reference::quantize_row_with(input_scale, layer.x.at(first), layer.options.x_dtype, K)
+                                                  : reference::quantize_row(layer.x.at(first), layer.options.x_dtype, K);
+    for (const int8_t q : quantized.q) row.push_back(q * static_cast<double>(quantized.scale));
     return row;
 }
 

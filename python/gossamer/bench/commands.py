@@ -1,4 +1,4 @@
-"""``gossamer bench``: ``linear``, ``sparse``, ``conv``, ``model``, ``accuracy``, ``quality``, and low rank."""
+"""``gossamer bench``: ``linear``, ``sparse``, ``conv``, ``model``, ``accuracy`` and the others."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What ``gossamer bench quality`` shows: a table for each group of methods, and the Pareto front."""
+"""What ``gossamer bench quality`` shows: a table for each group of methods; the Pareto front."""
 
 from __future__ import annotations
 

@@ -19,7 +19,6 @@ from __future__ import annotations
 import contextlib
 import math
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import replace
 from itertools import takewhile
 from typing import Any, NamedTuple, TypeAlias
 
@@ -53,7 +52,16 @@ _BASE = 16  # a number of a channel is spelled in digits of this base
 _READING_TOLERANCE = 0.01  # attention weights add up to 1 in bfloat16
 _TOLERANCE = 1e-6  # powers of two are exact, but for numbers that underflow
 
-Known: TypeAlias = dict[object, list[Scalable]]
+
+class Finding(NamedTuple):
+    """A :class:`Scalable` without its modules, which would otherwise outlive their block."""
+
+    places: tuple[str, ...]
+    channels: Tensor
+    plus_one: bool
+
+
+Known: TypeAlias = dict[object, list[Finding]]
 
 
 def find_scalable(block: Block, known: Known | None = None) -> list[Scalable]:
@@ -93,11 +101,8 @@ def find_scalable(block: Block, known: Known | None = None) -> list[Scalable]:
             found = [scalable for scalable in tried if scalable is not None]
             missed = unreached(block, run) if found else []
             found = [scalable for scalable in found if not _may_be_read(scalable, missed)]
-        known[signature] = found
+        known[signature] = [Finding(one.places, one.channels, one.plus_one) for one in found]
     return found
-
-
-# --- calls ---
 
 
 class _Group(NamedTuple):
@@ -296,7 +301,7 @@ def _is_proven(scalable: Scalable, run: Run, outputs: list[Tensor]) -> bool:
 
 def _as_before(
     block: Block,
-    before: list[Scalable],
+    before: list[Finding],
     run: Run,
     outputs: list[Tensor],
     usable: Callable[[nn.Module], bool],
@@ -305,13 +310,13 @@ def _as_before(
     module = block.module
     names = {id(layer): name for name, layer in block.layers.items()}
     found = []
-    for scalable in before:
-        producer, *consumers = map(module.get_submodule, scalable.places)
+    for places, channels, plus_one in before:
+        producer, *consumers = map(module.get_submodule, places)
         named = {
             names.get(id(consumer), full_name(block, place)): consumer
-            for place, consumer in zip(scalable.places[1:], consumers, strict=True)
+            for place, consumer in zip(places[1:], consumers, strict=True)
         }
-        found.append(replace(scalable, producer=producer, consumers=named))
+        found.append(Scalable(producer, named, channels, plus_one, places))
     modules = (module for scalable in found for module in _modules(scalable))
     if not all(map(usable, modules)):
         return None

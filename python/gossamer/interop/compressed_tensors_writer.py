@@ -1,4 +1,4 @@
-"""write_compressed_tensors(): a packed model as transformers and vLLM load it."""
+"""write_compressed_tensors(): a packed model as transformers loads it."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def write_compressed_tensors(
     expand: bool = False,
     max_shard_bytes: int = 1 << 30,
 ) -> None:
-    """Write a packed model as a compressed-tensors checkpoint, which transformers and vLLM load.
+    """Write a packed model as a compressed-tensors checkpoint, which transformers loads.
 
     Parameters
     ----------

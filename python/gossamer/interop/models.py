@@ -136,6 +136,8 @@ def _apply_rope_factors(model: nn.Module, file: GGUFFile) -> None:
     name = "rope_freqs.weight"
     if name not in file.tensors:
         return
+    if file.tensors[name].type != "F32":
+        raise ValueError(f"{file.path}: tensor {name!r}: got {file.tensors[name].type}, wanted F32")
     factors = file.rows(name).view(torch.float32).flatten()
     for buffer, frequencies in model.named_buffers():
         if buffer.endswith("inv_freq"):

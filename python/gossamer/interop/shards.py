@@ -7,7 +7,6 @@ from collections.abc import Iterable
 from pathlib import Path
 
 import torch
-from safetensors.torch import save_file
 from torch import Tensor
 
 from .tensor_files import INDEX
@@ -27,6 +26,8 @@ def write_shards(folder: Path, tensors: Iterable[tuple[str, Tensor]], max_shard_
     max_shard_bytes : int
         Of a file; a larger tensor has one for itself.
     """
+    from safetensors.torch import save_file  # not before something is written
+
     shards: list[list[str]] = []
     held: dict[str, Tensor] = {}
     size = total = 0

@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 SCALE_DTYPES = (torch.float16, torch.bfloat16, torch.float32)
@@ -32,6 +31,8 @@ class TensorFiles:
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
+        from safetensors import safe_open  # not before something is read
+
         self._files: dict[str, Any] = {}  # by the name of a tensor
         for path in self._paths():
             with reading(path):
@@ -114,6 +115,8 @@ class TensorFiles:
 @contextmanager
 def reading(path: Path, name: str | None = None) -> Iterator[None]:
     """Says in an error which file and tensor it comes from."""
+    from safetensors import SafetensorError
+
     try:
         yield
     except (SafetensorError, OSError, ValueError, TypeError, RuntimeError) as error:

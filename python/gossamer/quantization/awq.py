@@ -26,9 +26,7 @@ from torch import Tensor
 from .. import _check
 from ..calibration.statistics import Statistics
 from ..schemes import Scheme
-from .channels import centred, check_scaling, over_ties, rounded_weight
-
-_ROWS = 128  # of all weights together that a candidate is tried on
+from .channels import centred, check_scaling, over_ties, rounded_weight, some_rows
 
 Error: TypeAlias = Callable[[float, float], float]
 
@@ -125,7 +123,7 @@ class AWQ:
         def factors(alpha: float, beta: float) -> Tensor:
             return centred(inputs**alpha / columns**beta, lives)
 
-        part = W[:: -(-len(W) // _ROWS)]
+        part = some_rows(W)
         alpha, beta = self._search(
             lambda a, b: scaled_error(part, factors(a, b), statistics, scheme)
         )

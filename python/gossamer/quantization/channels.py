@@ -13,6 +13,7 @@ from ..formats.grids import fit_grid, has_grid
 from ..formats.groups import group_count, in_groups
 from ..schemes import Scheme
 
+_ROWS = 128
 _LEAST, _MOST = 1e-4, 1e4  # factors beyond would only move the error into the producer's dtype
 
 
@@ -46,6 +47,11 @@ def centred(s: Tensor, lives: Tensor) -> Tensor:
     some = s[lives]
     middle = (some.max().double() * some.min().double()).sqrt().to(s.dtype)
     return torch.where(lives, s / middle, 1.0).clamp_(_LEAST, _MOST)
+
+
+def some_rows(W: Tensor) -> Tensor:
+    """Up to 128 rows, spread evenly: what factors of columns do to them they do to all."""
+    return W[:: -(-len(W) // _ROWS)]
 
 
 def rounded_weight(W: Tensor, scheme: Scheme, squares: Tensor) -> Tensor:

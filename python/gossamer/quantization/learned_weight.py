@@ -106,14 +106,10 @@ class LearnedWeight:
         weight: Format = grid.to_format(self.codes(), sparse=sparse)
         return weight
 
-    def state(self) -> list[Tensor]:
-        """A copy of what is learned."""
-        return [tensor.clone() for tensor in self.parameters()]
-
-    def restore(self, state: list[Tensor]) -> None:
-        """Take back a state."""
-        for tensor, value in zip(self.parameters(), state, strict=True):
-            tensor.copy_(value)
+    def forget(self) -> None:
+        """Go back to the beginning: nearest, with the scales of the grid."""
+        self.V.zero_()
+        self.factors.fill_(1)
 
     def _chunks(self) -> Iterator[slice]:
         N = len(self._W)

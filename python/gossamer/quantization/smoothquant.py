@@ -11,6 +11,7 @@ from __future__ import annotations
 import numbers
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import ClassVar
 
 import torch
@@ -21,7 +22,7 @@ from ..calibration.statistics import Statistics
 from ..formats import FORMATS
 from ..schemes import Scheme
 from .awq import scaled_error
-from .channels import centred, check_scaling, over_ties, rounded_rows, rounded_weight
+from .channels import centred, check_scaling, over_ties, rounded_rows, rounded_weight, some_rows
 
 _ALPHAS = tuple(step / 10 for step in range(1, 10))
 _TYPICAL_PEAK = 3.0  # of a row, in root mean squares of its largest channel
@@ -129,11 +130,17 @@ class SmoothQuant:
 
         if self.alpha is not None:
             return factors(self.alpha)
-        candidates = [torch.ones_like(inputs), *map(factors, _ALPHAS)]
-        if x is None:
-            return min(candidates, key=lambda s: _expected_error(W, s, statistics, scheme))
-        rows = x.float()
-        return min(candidates, key=lambda s: _measured_error(W, s, rows, statistics, scheme))
+        part, ones = some_rows(W), torch.ones_like(inputs)
+        error = partial(_error, x=x, statistics=statistics, scheme=scheme)
+        best = min([ones, *map(factors, _ALPHAS)], key=lambda s: error(part, s))
+        return best if error(W, best) < error(W, ones) else ones
+
+
+def _error(W: Tensor, s: Tensor, x: Tensor | None, statistics: Statistics, scheme: Scheme) -> float:
+    """Of the outputs, for these rows of the input or as the statistics tell it."""
+    if x is None:
+        return _expected_error(W, s, statistics, scheme)
+    return _measured_error(W, s, x.float(), statistics, scheme)
 
 
 def _measured_error(
