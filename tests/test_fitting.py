@@ -282,7 +282,7 @@ class TestResume:
         self, llama: nn.Module, batches: list[dict[str, Tensor]], tmp_path: Path
     ) -> None:
         (tmp_path / "file").write_text("mine")
-        with pytest.raises(ValueError, match="resume: .*is not empty"):
+        with pytest.raises(ValueError, match=r"resume: .*is not empty"):
             gs.compress(copy.deepcopy(llama), "int8", calibration=batches, resume=tmp_path)
 
 

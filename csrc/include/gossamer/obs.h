@@ -21,6 +21,18 @@
 // Layout: everything per weight is transposed, [column][row], rows padded with zeros to a multiple of kObsRows = 32; lanes are rows, which
 // never meet, so the number of threads changes no bit. Arithmetic is fp32, fused where the instruction set can; a column collects its
 // updates in the order of j. Source: Frantar et al., "GPTQ" (2022), algorithm 1; Frantar, Alistarh, "SparseGPT" (2023), algorithm 1.
+//
+// And the coordinate descent that may follow (gossamer.quantization.descent): codes of a block move, one column after the other, to what
+// is best with all others as they are. With the errors E = W - V [N, K] and G = E H for the columns of the block, for j = 0 .. B-1:
+//
+//   y    = d[n,j] + G[n,j] / H[j,j] / s, where the row's mask moves it, else d[n,j]           d = level - z of the code as it is
+//   d'   = the level nearest to y + z, by the rounding above, - z
+//   e    = (d[n,j] - d') s
+//   G[n,k] += e H[k,j]       k = j+1 .. B-1
+//
+// d[n,j] becomes d', E[n,j] += e. A column with H[j,j] = 0 stays as it is; so does one with s = 0, and of codebooks with two zeros the
+// second is taken. Each step lowers tr(E H E^T) or leaves it, but for rounding: G may be off by c B 2^-24 sum |E| |H|. Layout and order of
+// the sums are those of the update. Source: Behdin et al., "QuantEase" (2023), algorithm 1.
 #pragma once
 #include <cstdint>
 
@@ -56,12 +68,26 @@ struct ObsBlock {
     ObsGrid grid;
 };
 
+struct DescentBlock {
+    const float* G;       // [columns][rows]
+    float* E;             // [columns][rows]
+    float* levels;        // [columns][rows]: d
+    const uint8_t* keep;  // [columns][rows], 0 or 1; null: all may move
+    const float* H;       // at the diagonal of the first column
+    int64_t h_stride;     // elements
+    int64_t columns;      // 1 .. kObsColumns
+    int64_t rows;         // as of ObsBlock
+    ObsGrid grid;         // with codes, which are written only
+};
+
 struct ObsKernels {
     Isa isa;
     int64_t rows;  // per call; divides kObsRows
-    void (*run)(const ObsBlock& block, int64_t first_row);
+    void (*update)(const ObsBlock& block, int64_t first_row);
+    void (*descend)(const DescentBlock& block, int64_t first_row);
 };
 
 void obs_update(const ObsBlock& block, Isa isa, int threads);
+void obs_descend(const DescentBlock& block, Isa isa, int threads);
 
 }  // namespace gossamer
