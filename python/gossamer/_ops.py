@@ -391,7 +391,9 @@ torch.library.register_vmap(linear_backward_input_op, _backward_input_vmap, lib=
 # --- the research surface ---
 
 
-def quantize_rows(x: Tensor, isa: str, group_size: int | None) -> tuple[Tensor, Tensor]:
+def quantize_rows(
+    x: Tensor, isa: str, group_size: int | None, input_scale: float | None
+) -> tuple[Tensor, Tensor]:
     """Quantize x [M, K] as the kernels do: int8 values, float32 scales [M] or [M, groups]."""
     rows, M, row_stride = _strided_rows(x)
     K = x.shape[1]
@@ -408,6 +410,7 @@ def quantize_rows(x: Tensor, isa: str, group_size: int | None) -> tuple[Tensor, 
         values.data_ptr(),
         scales.data_ptr(),
         isa,
+        input_scale or 0.0,
     )
     return values, scales
 

@@ -56,6 +56,7 @@ class PackedInfo:
     scale_dtype: torch.dtype
     zero_points: bool
     sparse: SparseInfo | None = None
+    input_scale: float | None = None  # of all rows of x, for "int8"; None: each has its own
     rank: int | None = None  # of low-rank and of sums, of which the rest says what the base is
 
 
@@ -88,6 +89,7 @@ def packed_info(packed: Tensor) -> PackedInfo:
         _SCALE_TYPES[info["scale_type"]],
         info["zero_points"],
         _sparse_info(info),
+        info["input_scale"] or None,
         info.get("rank"),
     )
 

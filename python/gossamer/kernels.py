@@ -49,7 +49,10 @@ __all__ = [
 
 
 def quantize_rows(
-    x: Array, isa: str | None = None, group_size: int | None = None
+    x: Array,
+    isa: str | None = None,
+    group_size: int | None = None,
+    input_scale: float | None = None,
 ) -> tuple[Any, Any]:
     """Quantize rows of activations as the int8 kernels do.
 
@@ -62,6 +65,8 @@ def quantize_rows(
     group_size : int, optional
         16, 32, 64, 128 or 256: that many consecutive k share a scale, as with
         ``activations="int8-group"``. None: one scale for each row.
+    input_scale : float, optional
+        The scale of all rows, as with ``activations="int8-static"``; not with `group_size`.
 
     Returns
     -------
@@ -74,12 +79,13 @@ def quantize_rows(
     Raises
     ------
     TypeError, ValueError, RuntimeError
-        Where `x` or `group_size` does not fit, or `isa` is unknown or not available.
+        Where `x`, `group_size` or `input_scale` does not fit, or `isa` is unknown or not available.
 
     Notes
     -----
     ``scale = max |x| / 127``, ``q = round_half_even(x * (127 / max |x|))``, with the maximum
-    over the row or the group. A row of zeros gives zeros.
+    over the row or the group. A row of zeros gives zeros. With an input scale
+    ``q = round_half_even(x * (1 / input_scale))``, clamped to [-127, 127].
 
     Examples
     --------
@@ -96,7 +102,13 @@ def quantize_rows(
             f"quantize_rows: x: got {_check.describe(rows)}, wanted [M, K] with K >= 1"
         )
     _check.group_size("quantize_rows", group_size, FourBit.group_sizes)
-    values, scales = _ops.quantize_rows(rows, isa_name("quantize_rows", isa), group_size)
+    scale = _check.input_scale("quantize_rows", input_scale)
+    if scale is not None and group_size is not None:
+        raise ValueError(
+            f"quantize_rows: input_scale: got {scale} with group_size {group_size}, wanted one of "
+            "the two"
+        )
+    values, scales = _ops.quantize_rows(rows, isa_name("quantize_rows", isa), group_size, scale)
     return like(x, values), like(x, scales)
 
 

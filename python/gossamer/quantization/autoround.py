@@ -14,6 +14,8 @@ from ..formats import Format
 from .learned_block import Layers, LearnedBlock, measure, parameter_names
 from .learned_samples import Samples
 
+_TRAVEL = 0.7  # steps of the scale that V could go at the first rate
+_LARGEST_RATE = 0.02
 _BETAS = (0.8, 0.95)
 _EPSILON = 1e-30  # gradients of one entry may be that small
 _RANGE_RATE = 0.2  # of the scales, as a share of that of V
@@ -38,8 +40,8 @@ class AutoRound:
     batch : int
         Samples (rows of calls) in a step.
     learning_rate : float, optional
-        Of V in the first step; it falls to 0 as a half cosine. None: ``1 / iterations``, at most
-        0.01.
+        Of V in the first step, in (0, 1]; it falls to 0 as a half cosine. None: ``0.7 /
+        iterations``, at most 0.02.
     clip : bool
         Learn the scales, too.
     seed : int
@@ -166,7 +168,7 @@ class AutoRound:
     def _optimizer(
         self, learned: LearnedBlock
     ) -> tuple[torch.optim.Optimizer, torch.optim.lr_scheduler.LRScheduler]:
-        rate = self.learning_rate or min(0.01, 1 / self.iterations)
+        rate = self.learning_rate or min(_LARGEST_RATE, _TRAVEL / self.iterations)
         parameters = [weight.parameters() for weight in learned.weights.values()]
         groups = [{"params": [own[0] for own in parameters], "lr": rate}]
         factors = [own[1] for own in parameters if len(own) > 1]

@@ -27,16 +27,21 @@ def compress(
     """
     if method.tool not in _TOOLS:
         raise ValueError(f"compress: method: no tool {method.tool!r}; there are {list(_TOOLS)}")
-    windows = torch.cat([batch["input_ids"] for batch in batches])
-    return _TOOLS[method.tool](model, tokenizer, method, windows, ignore)
+    return _TOOLS[method.tool](model, tokenizer, method, batches, ignore)
+
+
+def _windows(batches: Sequence[Any]) -> torch.Tensor:
+    """Token ids [windows, 512]."""
+    return torch.cat([batch["input_ids"] for batch in batches])
 
 
 def _llm_compressor(
-    model: nn.Module, tokenizer: Any, method: Method, windows: torch.Tensor, ignore: Sequence[str]
+    model: nn.Module, tokenizer: Any, method: Method, batches: Sequence[Any], ignore: Sequence[str]
 ) -> nn.Module:
     from datasets import Dataset
     from llmcompressor import oneshot
 
+    windows = _windows(batches)
     mask = torch.ones_like(windows).tolist()
     data = Dataset.from_dict({"input_ids": windows.tolist(), "attention_mask": mask})
     recipe = _llm_compressor_recipe(method)
@@ -84,10 +89,11 @@ def _llm_compressor_recipe(method: Method) -> Any:
 
 
 def _auto_round(
-    model: nn.Module, tokenizer: Any, method: Method, windows: torch.Tensor, ignore: Sequence[str]
+    model: nn.Module, tokenizer: Any, method: Method, batches: Sequence[Any], ignore: Sequence[str]
 ) -> nn.Module:
     from auto_round import AutoRound
 
+    windows = _windows(batches)
     ones = torch.ones(1, _WINDOW, dtype=torch.long)
     data = [{"input_ids": window[None], "attention_mask": ones} for window in windows]
     rounded: Any = AutoRound(
@@ -109,7 +115,7 @@ def _auto_round(
 
 
 def _hqq(
-    model: nn.Module, tokenizer: Any, method: Method, windows: torch.Tensor, ignore: Sequence[str]
+    model: nn.Module, tokenizer: Any, method: Method, batches: Sequence[Any], ignore: Sequence[str]
 ) -> nn.Module:
     from hqq.core.quantize import Quantizer
 
