@@ -122,7 +122,7 @@ class TestProducts:
         assert torch.equal(y[3:], clean[3:])
 
     def test_tiny_scale(self) -> None:
-        layer = layer_of("int8", 20, 70, 1e-45, bias=False)
+        layer = layer_of("int8", 20, 70, 2e-45, bias=False)
         assert torch.equal(layer(torch.zeros(2, 70)), torch.zeros(2, 20))
         assert bool(layer(torch.randn(2, 70)).isfinite().all())
 

@@ -21,13 +21,61 @@ T* pointer(Address address) {
     return reinterpret_cast<T*>(address);
 }
 
-// The state of a whole layer, of which blocks of columns are updated.
-class ObsColumns {
+void check_block(const char* what, int64_t first, int64_t last, int64_t K) {
+    if (first < 0 || last <= first || last > K || last - first > kObsColumns) {
+        throw std::invalid_argument(std::string(what) + ": got columns " + std::to_string(first) + " to " + std::to_string(last));
+    }
+}
+
+void check_rows(const char* what, int64_t rows) {
+    if (rows < 1 || rows % kObsRows != 0) {
+        throw std::invalid_argument(std::string(what) + ": rows: got " + std::to_string(rows) + ", wanted a multiple of 32");
+    }
+}
+
+// What the weights of a whole layer may be rounded to.
+class ObsRounding {
+public:
+    void set_grid(Address codes, Address scales, Address zeros, Address groups) {
+        grid_.codes = pointer<uint8_t>(codes);
+        grid_.scales = pointer<const float>(scales);
+        grid_.zeros = pointer<const float>(zeros);
+        grid_.groups = pointer<const int32_t>(groups);
+    }
+    void set_uniform(float lowest, float highest) {
+        grid_.lowest = lowest;
+        grid_.highest = highest;
+        grid_.thresholds = nullptr;
+    }
+    void set_codebook(Address levels, Address thresholds, int64_t count) {
+        if (count < 2 || count > 256) {
+            throw std::invalid_argument("ObsRounding: levels: got " + std::to_string(count) + ", wanted 2 to 256");
+        }
+        grid_.levels = pointer<const float>(levels);
+        grid_.thresholds = pointer<const float>(thresholds);
+        grid_.count = count;
+    }
+
+protected:
+    // Of a block of columns.
+    ObsGrid grid(int64_t first, int64_t rows) const {
+        ObsGrid part = grid_;
+        if (part.codes != nullptr) {
+            part.codes += first * rows;
+            part.groups += first;
+        }
+        return part;
+    }
+
+private:
+    ObsGrid grid_{};
+};
+
+// The state of the update of a whole layer.
+class ObsColumns : public ObsRounding {
 public:
     ObsColumns(Address W, Address E, Address loss, int64_t rows, Address L, int64_t K) : all_{}, K_(K) {
-        if (rows < 1 || rows % kObsRows != 0) {
-            throw std::invalid_argument("ObsColumns: rows: got " + std::to_string(rows) + ", wanted a multiple of 32");
-        }
+        check_rows("ObsColumns", rows);
         all_.W = pointer<float>(W);
         all_.E = pointer<float>(E);
         all_.loss = pointer<double>(loss);
@@ -44,30 +92,8 @@ public:
         all_.keep_n = n;
         all_.of_m = m;
     }
-    void set_grid(Address codes, Address scales, Address zeros, Address groups) {
-        all_.grid.codes = pointer<uint8_t>(codes);
-        all_.grid.scales = pointer<const float>(scales);
-        all_.grid.zeros = pointer<const float>(zeros);
-        all_.grid.groups = pointer<const int32_t>(groups);
-    }
-    void set_uniform(float lowest, float highest) {
-        all_.grid.lowest = lowest;
-        all_.grid.highest = highest;
-        all_.grid.thresholds = nullptr;
-    }
-    void set_codebook(Address levels, Address thresholds, int64_t count) {
-        if (count < 2 || count > 256) {
-            throw std::invalid_argument("ObsColumns: levels: got " + std::to_string(count) + ", wanted 2 to 256");
-        }
-        all_.grid.levels = pointer<const float>(levels);
-        all_.grid.thresholds = pointer<const float>(thresholds);
-        all_.grid.count = count;
-    }
-
     void update(int64_t first, int64_t last, int threads) const {
-        if (first < 0 || last <= first || last > K_ || last - first > kObsColumns) {
-            throw std::invalid_argument("ObsColumns: update: got columns " + std::to_string(first) + " to " + std::to_string(last));
-        }
+        check_block("ObsColumns: update", first, last, K_);
         const py::gil_scoped_release release;
         ObsBlock block = all_;
         block.columns = last - first;
@@ -75,15 +101,44 @@ public:
         block.E += first * all_.rows;
         block.L += first * (K_ + 1);
         if (block.keep != nullptr) block.keep += first * all_.rows;
-        if (block.grid.codes != nullptr) {
-            block.grid.codes += first * all_.rows;
-            block.grid.groups += first;
-        }
+        block.grid = grid(first, all_.rows);
         obs_update(block, isa_active(), threads);
     }
 
 private:
     ObsBlock all_;
+    int64_t K_;
+};
+
+// The state of the descent of a whole layer.
+class ObsDescent : public ObsRounding {
+public:
+    ObsDescent(Address E, Address levels, Address keep, int64_t rows, Address H, int64_t K) : all_{}, K_(K) {
+        check_rows("ObsDescent", rows);
+        all_.E = pointer<float>(E);
+        all_.levels = pointer<float>(levels);
+        all_.keep = pointer<const uint8_t>(keep);
+        all_.H = pointer<const float>(H);
+        all_.h_stride = K;
+        all_.rows = rows;
+    }
+
+    void descend(Address G, int64_t first, int64_t last, int threads) const {
+        check_block("ObsDescent: descend", first, last, K_);
+        const py::gil_scoped_release release;
+        DescentBlock block = all_;
+        block.columns = last - first;
+        block.G = pointer<const float>(G);
+        block.E += first * all_.rows;
+        block.levels += first * all_.rows;
+        block.H += first * (K_ + 1);
+        if (block.keep != nullptr) block.keep += first * all_.rows;
+        block.grid = grid(first, all_.rows);
+        obs_descend(block, isa_active(), threads);
+    }
+
+private:
+    DescentBlock all_;
     int64_t K_;
 };
 
@@ -98,14 +153,19 @@ void gram_of(Address x, int x_dtype, int64_t T, int64_t K, int64_t row_stride, A
 void bind_obs(py::module_& module) {
     module.def("gram", &gram_of, py::arg("x"), py::arg("x_dtype"), py::arg("T"), py::arg("K"), py::arg("row_stride"), py::arg("G"),
                py::arg("bf16"), py::arg("threads"));
-    py::class_<ObsColumns>(module, "ObsColumns")
+    py::class_<ObsRounding>(module, "ObsRounding")
+        .def("set_grid", &ObsRounding::set_grid, py::arg("codes"), py::arg("scales"), py::arg("zeros"), py::arg("groups"))
+        .def("set_uniform", &ObsRounding::set_uniform, py::arg("lowest"), py::arg("highest"))
+        .def("set_codebook", &ObsRounding::set_codebook, py::arg("levels"), py::arg("thresholds"), py::arg("count"));
+    py::class_<ObsColumns, ObsRounding>(module, "ObsColumns")
         .def(py::init<Address, Address, Address, int64_t, Address, int64_t>(), py::arg("W"), py::arg("E"), py::arg("loss"), py::arg("rows"),
              py::arg("L"), py::arg("K"))
         .def("set_mask", &ObsColumns::set_mask, py::arg("keep"), py::arg("n"), py::arg("m"))
-        .def("set_grid", &ObsColumns::set_grid, py::arg("codes"), py::arg("scales"), py::arg("zeros"), py::arg("groups"))
-        .def("set_uniform", &ObsColumns::set_uniform, py::arg("lowest"), py::arg("highest"))
-        .def("set_codebook", &ObsColumns::set_codebook, py::arg("levels"), py::arg("thresholds"), py::arg("count"))
         .def("update", &ObsColumns::update, py::arg("first"), py::arg("last"), py::arg("threads"));
+    py::class_<ObsDescent, ObsRounding>(module, "ObsDescent")
+        .def(py::init<Address, Address, Address, int64_t, Address, int64_t>(), py::arg("E"), py::arg("levels"), py::arg("keep"),
+             py::arg("rows"), py::arg("H"), py::arg("K"))
+        .def("descend", &ObsDescent::descend, py::arg("G"), py::arg("first"), py::arg("last"), py::arg("threads"));
 }
 
 }  // namespace gossamer

@@ -254,19 +254,36 @@ def gram(
     x: int, x_dtype: int, T: int, K: int, row_stride: int, G: int, bf16: bool, threads: int
 ) -> None: ...
 
-class ObsColumns:
+class ObsRounding:
+    """What weights may be rounded to (csrc/include/gossamer/obs.h).
+
+    codes uint8 [K, rows]; scales and zeros float32 [groups, rows], groups int32 [K]; contiguous.
+    """
+
+    def set_grid(self, codes: int, scales: int, zeros: int, groups: int) -> None: ...
+    def set_uniform(self, lowest: float, highest: float) -> None: ...
+    def set_codebook(self, levels: int, thresholds: int, count: int) -> None: ...
+
+class ObsColumns(ObsRounding):
     """The state of a column update (csrc/include/gossamer/obs.h), which it does not own.
 
-    W and E are float32 [K, rows], loss float64 [rows], L float32 [K, K]; keep and codes uint8
-    [K, rows]; scales and zeros float32 [groups, rows], groups int32 [K]. All are contiguous.
+    W and E are float32 [K, rows], loss float64 [rows], L float32 [K, K]; keep uint8 [K, rows]. All
+    are contiguous.
     """
 
     def __init__(self, W: int, E: int, loss: int, rows: int, L: int, K: int) -> None: ...
     def set_mask(self, keep: int, n: int, m: int) -> None: ...
-    def set_grid(self, codes: int, scales: int, zeros: int, groups: int) -> None: ...
-    def set_uniform(self, lowest: float, highest: float) -> None: ...
-    def set_codebook(self, levels: int, thresholds: int, count: int) -> None: ...
     def update(self, first: int, last: int, threads: int) -> None: ...
+
+class ObsDescent(ObsRounding):
+    """The state of a coordinate descent (csrc/include/gossamer/obs.h), which it does not own.
+
+    E and levels are float32 [K, rows], H float32 [K, K], keep uint8 [K, rows] or 0; G float32
+    [columns, rows]. All are contiguous.
+    """
+
+    def __init__(self, E: int, levels: int, keep: int, rows: int, H: int, K: int) -> None: ...
+    def descend(self, G: int, first: int, last: int, threads: int) -> None: ...
 
 class PackedConv:
     """A view of a packed convolution; it checks the headers when made and does not own the bytes.

@@ -1,4 +1,4 @@
-"""Kernels of calibration: Gram matrices of activations and the OBS column update.
+"""Kernels of calibration: Gram matrices, the OBS column update and coordinate descent.
 
 Beside the other ``_ops`` files, the only one that turns tensors into pointers. The contracts are
 csrc/include/gossamer/gram.h and obs.h; results are bit-identical for every number of threads.
@@ -50,7 +50,41 @@ def gram(x: Tensor, lane: str | None = None, threads: int | None = None) -> Tens
     return G
 
 
-class Columns:
+class _Rounded:
+    """A weight [N, K] with what it may be rounded to, transposed, N padded with zeros to rows."""
+
+    _state: _C.ObsRounding
+
+    def __init__(self, N: int, K: int) -> None:
+        self.N, self.K, self.rows = N, K, -(-N // _ROWS) * _ROWS
+        self.codes: Tensor | None = None
+
+    def padded(self, transposed: Tensor, dtype: torch.dtype) -> Tensor:
+        """A matrix [*, N] as [*, rows]."""
+        padded = torch.zeros(transposed.shape[0], self.rows, dtype=dtype)
+        padded[:, : self.N] = transposed
+        return padded
+
+    def use_grid(self, scales: Tensor, zeros: Tensor | None, groups: Tensor) -> None:
+        """Round with scales and zeros float32 [groups, rows]; groups int32 [K] of the columns."""
+        self.codes = torch.zeros(self.K, self.rows, dtype=torch.uint8)
+        self.scales, self.zeros, self._groups = scales, zeros, groups
+        zeros_address = 0 if zeros is None else zeros.data_ptr()
+        self._state.set_grid(
+            self.codes.data_ptr(), scales.data_ptr(), zeros_address, groups.data_ptr()
+        )
+
+    def use_uniform(self, lowest: float, highest: float) -> None:
+        """Round to whole numbers in [lowest, highest]."""
+        self._state.set_uniform(lowest, highest)
+
+    def use_codebook(self, levels: Tensor, thresholds: Tensor) -> None:
+        """Round to levels float32 [L]: code = how many of the L - 1 thresholds lie below."""
+        self._levels = levels, thresholds  # kept alive
+        self._state.set_codebook(levels.data_ptr(), thresholds.data_ptr(), len(levels))
+
+
+class Columns(_Rounded):
     """The state of a column update, transposed: one row a column of the weight.
 
     Attributes
@@ -68,38 +102,21 @@ class Columns:
 
     def __init__(self, W: Tensor, L: Tensor) -> None:
         """Take weights float32 [N, K] and the lower factor float32 [K, K]."""
-        self.N, K = W.shape
-        rows = -(-self.N // _ROWS) * _ROWS
+        super().__init__(*W.shape)
+        K, rows = self.K, self.rows
         self.W = self.padded(W.T, torch.float32)
         self.E = torch.empty(K, rows)
         self.L = L.contiguous()
         self.loss = torch.zeros(rows, dtype=torch.float64)
-        self.codes: Tensor | None = None
         self.keep: Tensor | None = None
-        self._columns = _C.ObsColumns(
+        self._state: _C.ObsColumns = _C.ObsColumns(
             self.W.data_ptr(), self.E.data_ptr(), self.loss.data_ptr(), rows, self.L.data_ptr(), K
         )
-
-    def padded(self, transposed: Tensor, dtype: torch.dtype) -> Tensor:
-        """A matrix [*, N] as [*, rows]."""
-        rows = -(-self.N // _ROWS) * _ROWS
-        padded = torch.zeros(transposed.shape[0], rows, dtype=dtype)
-        padded[:, : self.N] = transposed
-        return padded
 
     def use_mask(self, keep: Tensor, n: int = 0, m: int = 0) -> None:
         """Prune by a mask bool [N, K]; with m, by one of n of each m that the update writes."""
         self.keep = self.padded(keep.T, torch.uint8)
-        self._columns.set_mask(self.keep.data_ptr(), n, m)
-
-    def use_grid(self, scales: Tensor, zeros: Tensor | None, groups: Tensor) -> None:
-        """Round with scales and zeros float32 [groups, rows]; groups int32 [K] of the columns."""
-        self.codes = torch.zeros(self.W.shape, dtype=torch.uint8)
-        self.scales, self.zeros, self._groups = scales, zeros, groups
-        zeros_address = 0 if zeros is None else zeros.data_ptr()
-        self._columns.set_grid(
-            self.codes.data_ptr(), scales.data_ptr(), zeros_address, groups.data_ptr()
-        )
+        self._state.set_mask(self.keep.data_ptr(), n, m)
 
     def set_scales(self, column: int, scales: Tensor, zeros: Tensor | None) -> None:
         """Other scales and zeros [N] for the group of a column."""
@@ -108,15 +125,37 @@ class Columns:
         if self.zeros is not None and zeros is not None:
             self.zeros[group, : self.N] = zeros
 
-    def use_uniform(self, lowest: float, highest: float) -> None:
-        """Round to whole numbers in [lowest, highest]."""
-        self._columns.set_uniform(lowest, highest)
-
-    def use_codebook(self, levels: Tensor, thresholds: Tensor) -> None:
-        """Round to levels float32 [L]: code = how many of the L - 1 thresholds lie below."""
-        self._levels = levels, thresholds  # kept alive
-        self._columns.set_codebook(levels.data_ptr(), thresholds.data_ptr(), len(levels))
-
     def update(self, first: int, last: int, threads: int | None = None) -> None:
         """Round and prune the columns of a block one after the other."""
-        self._columns.update(first, last, _check.threads("update", threads))
+        self._state.update(first, last, _check.threads("update", threads))
+
+
+class Moves(_Rounded):
+    """The state of a coordinate descent over codes, transposed as that of `Columns`.
+
+    Attributes
+    ----------
+    E : Tensor
+        float32 [K, rows]: W less what its codes stand for. Follows the codes.
+    levels : Tensor
+        float32 [K, rows]: of the codes, less the zeros. Follows the codes.
+    codes : Tensor
+        uint8 [K, rows], of the columns that have had their turn.
+    """
+
+    def __init__(self, E: Tensor, levels: Tensor, H: Tensor, keep: Tensor | None) -> None:
+        """Take E and levels float32 [K, N], H float32 [K, K], and bool [N, K] of what may move."""
+        K, N = E.shape
+        super().__init__(N, K)
+        self.E = self.padded(E, torch.float32)
+        self.levels = self.padded(levels, torch.float32)
+        self.H = H.contiguous()
+        self._keep = None if keep is None else self.padded(keep.T, torch.uint8)
+        mask = 0 if self._keep is None else self._keep.data_ptr()
+        self._state: _C.ObsDescent = _C.ObsDescent(
+            self.E.data_ptr(), self.levels.data_ptr(), mask, self.rows, self.H.data_ptr(), K
+        )
+
+    def descend(self, G: Tensor, first: int, last: int, threads: int | None = None) -> None:
+        """Move the codes of a block of columns; G float32 [last - first, rows] is H E of it."""
+        self._state.descend(G.data_ptr(), first, last, _check.threads("descend", threads))

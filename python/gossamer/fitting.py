@@ -14,7 +14,6 @@ from collections.abc import Generator, Iterator, Sequence
 from functools import partial
 from typing import cast
 
-import torch
 from torch import Tensor, nn
 
 from ._progress import Progress
@@ -27,7 +26,7 @@ from .calibration import (
     stream,
     whole_model,
 )
-from .calibration.rows import input_rows
+from .calibration.sample import sample_rows
 from .calibration.scalable import find_scalable, fold, scaled
 from .fits import CalibrationRecord
 from .fitting_layers import Fitting, learn, matrix, prepare, round_and_pack
@@ -40,7 +39,6 @@ from .resuming import Finished
 from .selection import Layer
 
 _CONVOLUTIONS = (nn.Conv1d, nn.Conv2d)
-_SAMPLE_ROWS = 512  # of x, by which scales are compared
 
 
 def why_not_fitted(layer: Layer) -> str:
@@ -127,7 +125,7 @@ def _scale(
     recipes = {name: fitting.replacing.recipe_of(fitting.layers[name]) for name in block.layers}
     if not any(recipe.scalings for recipe in recipes.values()):
         return statistics
-    after, samples = dict(statistics), _samples(block)
+    after, samples = dict(statistics), sample_rows(block)
     for scalable in find_scalable(block, fitting.scalables):
         names = list(scalable.consumers)
         recipe = recipes.get(names[0])
@@ -136,7 +134,7 @@ def _scale(
         assert recipe.store is not None
         for scaling in recipe.scalings:
             tie = scalable.columns
-            if tie is None:
+            if tie is None or names[0] not in samples:
                 continue
             weights = [matrix(block.layers[name]).float() for name in names]
             given, x = after[names[0]], samples[names[0]]
@@ -145,26 +143,6 @@ def _scale(
             after.update(dict.fromkeys(names, scaled(given, s)))
             samples[names[0]] = x / s
     return after
-
-
-def _samples(block: Block) -> dict[str, Tensor]:
-    """Some rows of what each layer is given, evenly spread over a call."""
-    found: dict[str, Tensor] = {}
-
-    def hook(name: str, module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
-        rows = torch.cat(list(input_rows(module, inputs[0])))
-        found[name] = rows[:: -(-len(rows) // _SAMPLE_ROWS)].float()
-
-    handles = [
-        module.register_forward_pre_hook(partial(hook, name))
-        for name, module in block.layers.items()
-    ]
-    try:
-        block.outputs(block.calls[:1])
-    finally:
-        for handle in handles:
-            handle.remove()
-    return found
 
 
 def _compare_layers(

@@ -56,7 +56,7 @@ class AutoRound:
     -----
     Rounding counts as the identity in gradients. Cheng et al. step by the sign of the gradient;
     here it is smoothed and divided by its running magnitude (Adam), the first step of which is the
-    sign. That needs a fraction of the samples for the same loss, see docs/learned-rounding.md.
+    sign. That needs about half the samples for the same loss, see docs/learned-rounding.md.
 
     The scales that learning begins with minimize the error of each group weighted by E[x²]. Where
     what was learned is no better on some of the samples than that beginning, the beginning is
