@@ -359,6 +359,15 @@ def test_rows_that_depend_on_each_other_stay_together() -> None:
     assert len(Samples(block.linear, calls, targets, None, batch=1)) == 8
 
 
+def test_a_batch_has_512_tokens_if_nothing_is_said() -> None:
+    block = nn.Linear(16, 16)
+    for shape, rows in (((8, 128, 16), 4), ((3, 700, 16), 1), ((600, 16), 512)):
+        calls = [Call((torch.randn(shape),), {}) for _ in range(2)]
+        targets = [block(*call.args).detach() for call in calls]
+        batch = next(Samples(block, calls, targets, None, None).batches(0))
+        assert sum(len(sample.target) for sample in batch) == rows
+
+
 def test_calls_are_left_as_they_were() -> None:
     class InPlace(nn.Module):
         def __init__(self) -> None:

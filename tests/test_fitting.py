@@ -313,3 +313,21 @@ class TestErrors:
     def test_overrides_that_match_nothing(self) -> None:
         with pytest.raises(ValueError, match="overrides: 'nothing' matches no module"):
             gs.compress(Chain(), "int8", overrides={"nothing": "int4"})
+
+
+class TestStaticActivations:
+    def test_one_scale_for_all_rows(
+        self, llama: nn.Module, batches: list[dict[str, Tensor]]
+    ) -> None:
+        scheme = gs.Quantize("int8", activations="int8-static")
+        model = gs.compress(copy.deepcopy(llama), scheme, calibration=batches)
+        scales = {
+            name: module.input_scale
+            for name, module in model.named_modules()
+            if isinstance(module, gs.nn.Linear) and "embed" not in name
+        }
+        assert all(scale > 0 for scale in scales.values())
+        assert len(set(scales.values())) > 3
+        assert 0 < error(model, llama, batches) < 0.1
+        with pytest.raises(ValueError, match="calibration: int8-static needs one"):
+            gs.compress(copy.deepcopy(llama), scheme)

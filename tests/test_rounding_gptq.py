@@ -13,7 +13,6 @@ from torch import Tensor
 from gossamer.formats import SparseInt4
 from gossamer.formats.grids import Grid, fit_grid
 from gossamer.quantization import GPTQ, RTN, gptq
-from gossamer.quantization.descent import Descent
 
 
 def eliminate(W: Tensor, H: Tensor, order: list[int], grid: Grid | None) -> tuple[Tensor, Tensor]:
@@ -101,28 +100,6 @@ def test_sweeps_only_help(name: str) -> None:
     ]
     assert errors == sorted(errors, reverse=True)
     assert errors[1] < 0.99 * errors[0]
-
-
-def test_each_step_of_the_descent_is_the_best_for_its_column_or_group() -> None:
-    W, H = weight(5, 24, 4), damped(statistics_of(inputs(100, 24, 4)).moment)
-    grid = fit_grid("int4", 16, {"scale_dtype": torch.float32}, W)
-    descent = Descent(W, grid.round(W), grid, H)
-    for _ in range(30):  # until nothing moves
-        descent.move_codes()
-    error = output_error(W, grid.to_format(descent.codes), H)
-    for k in range(24):
-        for step in (-1, 1):
-            codes = descent.codes.int()
-            codes[:, k] = (codes[:, k] + step).clamp(0, 15)
-            moved = grid.to_format(codes.to(torch.uint8))
-            assert output_error(W, moved, H) >= error * (1 - 1e-5)
-    descent.move_scales()
-    codes, best = descent.codes, descent.grid
-    error = output_error(W, best.to_format(codes), H)
-    for share in (0.99, 1.01):
-        scales = best.scales.clone()
-        scales[:, -1] *= share  # the group that moved last
-        assert output_error(W, best.with_scales(scales).to_format(codes), H) >= error
 
 
 @pytest.mark.parametrize("act_order", [True, False])

@@ -53,11 +53,11 @@ def gram(x: Tensor, lane: str | None = None, threads: int | None = None) -> Tens
 class _Rounded:
     """A weight [N, K] with what it may be rounded to, transposed, N padded with zeros to rows."""
 
+    codes: Tensor | None
     _state: _C.ObsRounding
 
     def __init__(self, N: int, K: int) -> None:
         self.N, self.K, self.rows = N, K, -(-N // _ROWS) * _ROWS
-        self.codes: Tensor | None = None
 
     def padded(self, transposed: Tensor, dtype: torch.dtype) -> Tensor:
         """A matrix [*, N] as [*, rows]."""
@@ -65,14 +65,16 @@ class _Rounded:
         padded[:, : self.N] = transposed
         return padded
 
-    def use_grid(self, scales: Tensor, zeros: Tensor | None, groups: Tensor) -> None:
-        """Round with scales and zeros float32 [groups, rows]; groups int32 [K] of the columns."""
-        self.codes = torch.zeros(self.K, self.rows, dtype=torch.uint8)
+    def use_grid(self, scales: Tensor, zeros: Tensor | None, groups: Tensor) -> Tensor:
+        """Round with scales and zeros float32 [groups, rows]; groups int32 [K] of the columns.
+
+        Returns `codes`, zeros at first.
+        """
+        self.codes = codes = torch.zeros(self.K, self.rows, dtype=torch.uint8)
         self.scales, self.zeros, self._groups = scales, zeros, groups
         zeros_address = 0 if zeros is None else zeros.data_ptr()
-        self._state.set_grid(
-            self.codes.data_ptr(), scales.data_ptr(), zeros_address, groups.data_ptr()
-        )
+        self._state.set_grid(codes.data_ptr(), scales.data_ptr(), zeros_address, groups.data_ptr())
+        return codes
 
     def use_uniform(self, lowest: float, highest: float) -> None:
         """Round to whole numbers in [lowest, highest]."""
@@ -108,6 +110,7 @@ class Columns(_Rounded):
         self.E = torch.empty(K, rows)
         self.L = L.contiguous()
         self.loss = torch.zeros(rows, dtype=torch.float64)
+        self.codes: Tensor | None = None
         self.keep: Tensor | None = None
         self._state: _C.ObsColumns = _C.ObsColumns(
             self.W.data_ptr(), self.E.data_ptr(), self.loss.data_ptr(), rows, self.L.data_ptr(), K

@@ -35,6 +35,7 @@ class Prepared:
     dense: nn.Module
     storage: Storage
     norms: dict[str, tuple[float, float]] = field(default_factory=dict)
+    input_scale: float | None = None
 
 
 def corrected(
@@ -67,7 +68,7 @@ def corrected(
         activations=scheme.resolved().activations or "exact",
     )
     errors = found.uncorrected_error, found.output_error_left
-    return _linear(dense, W, found, scheme), LayerCorrection(layer.names[0], *errors)
+    return _linear(prepared, W, found, scheme), LayerCorrection(layer.names[0], *errors)
 
 
 def why_not_corrected(layer: Layer, correction: LowRankCorrection) -> str:
@@ -88,12 +89,20 @@ def _why_not_base(scheme: Quantize | None) -> str:
     return "" if sum_of(name) else f"there is no low-rank correction of {name}"
 
 
-def _linear(dense: nn.Module, W: Tensor, found: Corrected, scheme: Quantize) -> Linear:
+def _linear(prepared: Prepared, W: Tensor, found: Corrected, scheme: Quantize) -> Linear:
     """The layer with a fitted weight."""
+    dense = prepared.original
     bias: Tensor | None = dense.bias  # type: ignore[assignment]
     N, K = W.shape
-    activations = scheme.resolved().activations
-    layer = Linear(K, N, weight=found.weight, bias=bias, dtype=W.dtype, activations=activations)
+    layer = Linear(
+        K,
+        N,
+        weight=found.weight,
+        bias=bias,
+        dtype=W.dtype,
+        activations=scheme.resolved().activations,
+        input_scale=prepared.input_scale,
+    )
     layer.weight_error = found.error
     layer.dense_bytes = W.numel() * W.element_size()
     layer._from_conv1d = is_conv1d(dense)

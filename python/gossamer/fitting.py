@@ -108,7 +108,10 @@ def _fit_block(block: Block, fitting: Fitting) -> None:
     statistics: dict[str, Statistics] = {}
     if needs != {"nothing"}:
         with _telling_of_compress():
-            statistics = block.statistics(moments="moment" in needs)
+            statistics = block.statistics(
+                moments="moment" in needs,
+                histograms=any(fitting.recipe_of(layer).scales_inputs for layer in layers),
+            )
         statistics = _scale(block, fitting, statistics)
     ready = {
         layer.names[0]: prepare(layer, fitting, statistics.get(layer.names[0])) for layer in layers

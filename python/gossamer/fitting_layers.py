@@ -19,7 +19,7 @@ from .formats import Format
 from .formats.grids import fit_grid
 from .formats.groups import row_chunks
 from .placing import is_packed
-from .quantization import RTN, corrected_bias
+from .quantization import RTN, corrected_bias, static_scale
 from .recipe import Recipe
 from .replacing import Replacing, finish, naming, pruned, storage
 from .schemes import Quantize
@@ -178,6 +178,9 @@ def round_and_pack(item: Ready, statistics: Statistics | None, fitting: Fitting)
     if prepared.storage.scheme is not None and recipe.rounding is not None:
         scheme = _rounded(item, recipe, statistics)
         prepared.storage = replace(prepared.storage, scheme=scheme)
+        if statistics is not None and scheme.resolved().static_scale:
+            known = "min-max" if statistics.histogram is None else "percentile"  # after a scaling
+            prepared.input_scale = static_scale(statistics, known) / 127
     moment = statistics.moment if statistics else None
     if recipe.correction and moment is not None:
         fitting.replacing.moments[id(layer)] = moment

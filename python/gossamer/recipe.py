@@ -96,6 +96,11 @@ class Recipe:
         return self.store is not None and self.store.correct_bias
 
     @property
+    def scales_inputs(self) -> bool:
+        """Whether all rows that a layer is given have one scale, which calibration finds."""
+        return self.store is not None and self.store.resolved().static_scale
+
+    @property
     def learns(self) -> bool:
         """Whether the layers of a block are rounded together, by what the block computes."""
         return self.rounding is not None and self.rounding.name == "autoround"
@@ -141,7 +146,8 @@ class Recipe:
             )
             return next(name for name in names[::-1] if name not in ("", "magnitude"))
         found = next((m.name for m in self._methods if m.name not in _DATA_FREE), "")
-        return found or ("correct_bias" if self.corrects_bias else "")
+        found = found or ("correct_bias" if self.corrects_bias else "")
+        return found or ("int8-static" if self.scales_inputs else "")
 
     @property
     def _methods(self) -> tuple[Any, ...]:
@@ -290,7 +296,10 @@ def _twin(scheme: Quantize, name: str) -> Quantize | None:
     for other, found in SCHEMES.items():
         if found.format == name:
             twin = replace(
-                scheme, scheme=other, group_size=wanted.group_size, activations=wanted.activations
+                scheme,
+                scheme=other,
+                group_size=wanted.group_size,
+                activations=scheme.activations or wanted.activations,
             )
             if twin.resolved() == wanted:
                 return twin

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -128,8 +130,11 @@ def replace(layer: Layer, replacing: Replacing) -> None:
         return  # a head, replaced with the embedding that is tied to it
     original = folded(layer.module)
     dense, norms = pruned(layer, original, replacing)
-    weights = [weight for _, weight in matrices(dense)]
-    finish(Prepared(layer, original, dense, storage(layer, weights, replacing), norms), replacing)
+    how = storage(layer, [weight for _, weight in matrices(dense)], replacing)
+    if how.scheme is not None and how.scheme.resolved().static_scale:
+        # Of what it is given nothing is known: each row has a scale of its own.
+        how = dataclasses.replace(how, scheme=dataclasses.replace(how.scheme, activations="int8"))
+    finish(Prepared(layer, original, dense, how, norms), replacing)
 
 
 def storage(layer: Layer, weights: Sequence[Tensor], replacing: Replacing) -> Storage:
@@ -149,7 +154,9 @@ def finish(prepared: Prepared, replacing: Replacing) -> None:
     """Pack a layer, add what corrects it, and put it in its places."""
     layer, scheme, norms = prepared.layer, prepared.storage.scheme, prepared.norms
     replacing.done.add(id(layer))
-    shared = {}
+    shared: dict[str, Any] = {}
+    if prepared.input_scale is not None:
+        shared = {"input_scale": prepared.input_scale}
     if layer.partner and _is_tied_table(layer):
         replace(layer.partner, replacing)
         shared = {"head": layer.partner.module}

@@ -75,6 +75,22 @@ struct Problem {
         obs_update(block, isa, threads);
     }
 
+    // G = start, from codes that are all the same; E becomes the errors.
+    void descend(Isa isa, int threads) {
+        std::fill(E.begin(), E.end(), 0.0f);
+        for (int64_t i = 0; i < W.size(); ++i) W[i] = level(3, i % c.rows + groups[i / c.rows] * c.rows);
+        DescentBlock block{start.data(), E.data(), W.data(), c.mask ? keep.data() : nullptr, L.data(), stride, c.columns, c.rows, {}};
+        block.grid = {codes.data(), 0, 15, levels.data(), thresholds.data(), 11, scales.data(), nullptr, groups.data()};
+        if (c.rounding == Rounding::uniform) {
+            block.grid.thresholds = nullptr;
+            block.grid.zeros = zeros.data();
+        }
+        obs_descend(block, isa, threads);
+    }
+    float level(int64_t code, int64_t group_at) {
+        return c.rounding == Rounding::uniform ? static_cast<float>(code) - zeros[group_at] : levels[code];
+    }
+
     // The weight of a row at column j when its turn comes, with the errors that the kernel has made before.
     double current(int64_t j, int64_t row) {
         double w = static_cast<double>(start[j * c.rows + row]);
@@ -145,6 +161,24 @@ void check_row(Problem& p, int64_t row, const std::string& what) {
     }
 }
 
+void check_descent(Problem& p, int64_t j, int64_t row, const std::string& what) {
+    const int64_t at = j * p.c.rows + row, group_at = p.groups[j] * p.c.rows + row;
+    const double scale = static_cast<double>(p.scales[group_at]), before = static_cast<double>(p.level(3, group_at)) * scale;
+    const double after = static_cast<double>(p.W[at]) * scale, bound = kUnit * static_cast<double>(64 * p.c.columns + 64);
+    check_near(static_cast<double>(p.E[at]), before - after, bound, what + ": error");
+    check(p.W[at] == p.level(p.codes[at], group_at), what + ": level of the code");
+    if (scale == 0 || (p.c.mask && p.keep[at] == 0)) {
+        check(p.codes[at] == 3, what + ": stays");
+        return;
+    }
+    const double wanted = before + p.current(j, row) / static_cast<double>(p.l(j, j));
+    double nearest = 1e30;
+    for (int64_t i = 0; i < (p.c.rounding == Rounding::uniform ? 16 : 11); ++i) {
+        nearest = std::min(nearest, std::fabs(wanted - static_cast<double>(p.level(i, group_at)) * scale));
+    }
+    check(std::fabs(wanted - after) <= nearest + 2 * bound, what + ": nearest");
+}
+
 bool same(Problem& a, Problem& b) {
     const size_t bytes = static_cast<size_t>(a.c.columns * a.c.rows);
     return std::memcmp(a.W.data(), b.W.data(), 4 * bytes) == 0 && std::memcmp(a.E.data(), b.E.data(), 4 * bytes) == 0 &&
@@ -169,6 +203,11 @@ void test_all() {
             for (int64_t row = 0; row < c.rows; ++row) check_row(p, row, p.text(isa));
             q.run(isa, 3);
             check(same(p, q), "other threads: " + p.text(isa));
+            if (c.rounding == Rounding::none) continue;
+            p.descend(isa, 1);
+            for (int64_t at = 0; at < p.W.size(); ++at) check_descent(p, at / c.rows, at % c.rows, "descent, " + p.text(isa));
+            q.descend(isa, 3);
+            check(same(p, q), "other threads: descent, " + p.text(isa));
         }
     }
 }

@@ -35,7 +35,10 @@ class QualitySubject:
 
 def _smollm2_calibration(tokenizer: Any, windows: int) -> Batches:
     ids = quality.wikipedia_windows(tokenizer, windows, TOKENS, half=0)
-    return [{"input_ids": part, "use_cache": False} for part in torch.split(ids, _BATCH)]
+    return [
+        {"input_ids": part, "use_cache": False, "logits_to_keep": 1}
+        for part in torch.split(ids, _BATCH)
+    ]
 
 
 def _smollm2_judge(model: nn.Module, tokenizer: Any, windows: int) -> dict[str, float]:

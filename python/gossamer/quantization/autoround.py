@@ -37,8 +37,8 @@ class AutoRound:
     ----------
     iterations : int
         Steps for each block.
-    batch : int
-        Samples (rows of calls) in a step.
+    batch : int, optional
+        Samples (rows of calls) in a step. None: as many as have 512 tokens, at least 1.
     learning_rate : float, optional
         Of V in the first step, in (0, 1]; it falls to 0 as a half cosine. None: ``0.7 /
         iterations``, at most 0.02.
@@ -78,7 +78,7 @@ class AutoRound:
     needs: ClassVar[str] = "squares"
 
     iterations: int = 100
-    batch: int = 2
+    batch: int | None = None
     learning_rate: float | None = None
     clip: bool = True
     seed: int = 0
@@ -86,6 +86,8 @@ class AutoRound:
     def __post_init__(self) -> None:
         for argument, least in (("iterations", 1), ("batch", 1), ("seed", 0)):
             value = getattr(self, argument)
+            if argument == "batch" and value is None:
+                continue
             if not isinstance(value, int) or isinstance(value, bool) or value < least:
                 raise ValueError(
                     f"AutoRound: {argument}: got {value!r}, wanted a whole number >= {least}"

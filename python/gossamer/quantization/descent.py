@@ -2,20 +2,23 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import torch
 from torch import Tensor
 
-from ..formats.codebooks import codebook, nearest_codes, storable
+from .._ops_calibration import BLOCK, Moves
+from ..formats.codebooks import storable
 from ..formats.grids import Grid
-from ..formats.groups import divided, over_k
-
-_COLUMNS = 128  # in a block: what it owes the others is one matrix product
+from ..formats.groups import over_k
+from ..svd import algebra
 
 
 class Descent:
     """Moves a rounded weight to where ``tr((W - Ŵ) H (W - Ŵ)ᵀ)`` is smaller, and never larger.
 
-    Everything is transposed, [K, N]: a column of the weight is a row here.
+    Everything is transposed, [K, N]: a column of the weight is a row here. A pass visits blocks of
+    columns, and begins each with its gradients ``H Eᵀ``, E = W - Ŵ as it is then, one product.
 
     Parameters
     ----------
@@ -35,46 +38,42 @@ class Descent:
         self, W: Tensor, codes: Tensor, grid: Grid, H: Tensor, keep: Tensor | None = None
     ) -> None:
         K = W.shape[1]
-        self._grid, self._H = grid, H
-        self._size = grid.group_size or K
-        self._book = codebook(grid.format, grid.settings)
-        self._keep = None if keep is None else keep.T.contiguous()
-        self._codes = codes.T.contiguous()
-        self._scales = grid.scales.T.contiguous()
-        self._zeros = None if grid.zeros is None else grid.zeros.T.contiguous()
-        self._levels = grid.levels[self._codes.int()]
+        self._grid, self._size = grid, grid.group_size or K
+        levels = grid.levels[codes.T.int()]
         if grid.zeros is not None:
-            self._levels -= over_k(grid.zeros, grid.group_size, K).T
-        values = self._levels * over_k(grid.scales, grid.group_size, K).T
-        self._owed = H @ (W.T - values)  # H Eᵀ
+            levels -= over_k(grid.zeros, grid.group_size, K).T
+        E = W.T - levels * over_k(grid.scales, grid.group_size, K).T
+        self._moves = moves = Moves(E, levels, H, keep)
+        self._scales = moves.padded(grid.scales.T, torch.float32)
+        zeros = None if grid.zeros is None else moves.padded(grid.zeros.T, torch.float32)
+        groups = (torch.arange(K) // self._size).to(torch.int32)
+        self._codes = moves.use_grid(self._scales, zeros, groups)
+        self._codes[:, : moves.N] = codes.T
+        if grid.thresholds is None:
+            moves.use_uniform(float(grid.levels[0]), float(grid.levels[-1]))
+        else:
+            moves.use_codebook(grid.levels.contiguous(), grid.thresholds.contiguous())
 
     @property
     def codes(self) -> Tensor:
         """uint8 (N, K)."""
-        return self._codes.T.contiguous()
+        return self._codes[:, : self._moves.N].T.contiguous()
 
     @property
     def grid(self) -> Grid:
         """With the scales as they are now."""
-        return self._grid.with_scales(self._scales.T.contiguous())
+        return self._grid.with_scales(self._scales[:, : self._moves.N].T.contiguous())
 
     def move_scales(self) -> None:
-        """One group after the other takes the best scale for its codes that can be stored.
-
-        With the levels d of a group, that is s + (d H Eᵀ) / (d H_gg dᵀ).
-        """
-        grid = self._grid
-        for g, first in enumerate(range(0, len(self._levels), self._size)):
-            part = slice(first, first + self._size)
-            levels, before = self._levels[part], self._scales[g]
-            slope = (levels * self._owed[part]).sum(0)
-            curve = (self._H[part, part] @ levels).mul_(levels).sum(0)
-            best = torch.where(curve > 0, before + slope / curve, before)
-            after = storable(grid.format, grid.settings, grid.group_size, best[:, None])[:, 0]
-            change = after - before
-            change *= change * (change * curve - 2 * slope) < 0
-            self._scales[g] += change
-            self._owed -= self._H[:, part] @ (levels * change)
+        """One group after the other takes the best scale for its codes that can be stored."""
+        for first, last in self._blocks(max(self._size, BLOCK // self._size * self._size)):
+            owed = self._gradients(first, last)
+            for start in range(first, last, self._size):
+                stop = min(start + self._size, last)
+                moved = self._move_scale(start, stop, owed[start - first : stop - first])
+                if stop < last:
+                    rest = self._moves.H[stop:last, start:stop]
+                    owed[stop - first :] -= algebra.times(rest, moved)
 
     def move_codes(self) -> None:
         """One column after the other takes the best codes, the others being as they are.
@@ -82,31 +81,30 @@ class Descent:
         With all else fixed, ``Ŵ[n, k] + (H Eᵀ)[k, n] / H[k, k]`` would be the best number: its
         nearest level is taken.
         """
-        K = len(self._levels)
-        for first in range(0, K, _COLUMNS):
-            last = min(first + _COLUMNS, K)
-            owed = self._owed[first:last].clone()
-            changes = torch.zeros_like(owed)
-            for k in range(first, last):
-                if self._H[k, k] > 0:
-                    change = self._move_column(k, owed[k - first] / self._H[k, k])
-                    owed[k - first :].addr_(self._H[k, k:last], change, alpha=-1)
-                    changes[k - first] = change
-            self._owed -= self._H[:, first:last] @ changes
+        for first, last in self._blocks(BLOCK):
+            self._moves.descend(self._gradients(first, last), first, last)
 
-    def _move_column(self, k: int, wanted: Tensor) -> Tensor:
-        """Move a column by about what is wanted [N], and return by how much it has moved."""
-        g = k // self._size
-        scales, zeros = self._scales[g], None if self._zeros is None else self._zeros[g]
-        target = self._levels[k] + divided(wanted, scales)
-        codes = nearest_codes(target, self._book, zeros).to(torch.uint8)
-        fixed = scales == 0
-        if self._keep is not None:
-            fixed |= ~self._keep[k]
-        codes = torch.where(fixed, self._codes[k], codes)
-        levels = self._book.levels[codes.int()]
-        if zeros is not None:
-            levels -= zeros
-        change = (levels - self._levels[k]) * scales
-        self._codes[k], self._levels[k] = codes, levels
-        return change
+    def _blocks(self, width: int) -> Iterator[tuple[int, int]]:
+        K = self._moves.K
+        return ((first, min(first + width, K)) for first in range(0, K, width))
+
+    def _gradients(self, first: int, last: int) -> Tensor:
+        return algebra.times(self._moves.H[first:last], self._moves.E)
+
+    def _move_scale(self, start: int, stop: int, owed: Tensor) -> Tensor:
+        """Move the scale of a group, whose gradients are given; by how much Ŵ moved [G, rows].
+
+        With the levels d of the group, s + (d H Eᵀ) / (d H_gg dᵀ) is best.
+        """
+        grid, part, g = self._grid, slice(start, stop), start // self._size
+        levels, before = self._moves.levels[part], self._scales[g]
+        slope = (levels * owed).sum(0)
+        curve = algebra.times(self._moves.H[part, part], levels).mul_(levels).sum(0)
+        best = torch.where(curve > 0, before + slope / curve, before)
+        after = storable(grid.format, grid.settings, grid.group_size, best[:, None])[:, 0]
+        change = after - before
+        change *= change * (change * curve - 2 * slope) < 0
+        self._scales[g] += change
+        moved = levels * change
+        self._moves.E[part] -= moved
+        return moved

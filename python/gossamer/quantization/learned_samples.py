@@ -13,6 +13,7 @@ from ..calibration import Call
 from ..calibration.calls import first_tensor
 
 _FUNCTION = "AutoRound.learn"
+_TOKENS = 512  # in a step, where nothing is said about that
 _TOLERANCE = 1e-3  # of outputs of a sample alone, relative to those in its batch
 
 
@@ -42,6 +43,8 @@ class Sample:
 class Samples:
     """The rows of all calls, cut into pieces of at most `batch` rows of one call.
 
+    A batch of None is what has 512 tokens.
+
     Where rows of a call do not go through the block apart from each other, a call is one piece.
 
     Errors count relative to their token: ``1 / (|y|² + median |y|²)`` for the target y of each
@@ -55,9 +58,10 @@ class Samples:
         calls: Sequence[Call],
         targets: Sequence[Tensor],
         masks: Sequence[Tensor | None] | None,
-        batch: int,
+        batch: int | None,
     ) -> None:
         _check(calls, targets)
+        batch = _usual_batch(targets) if batch is None else batch
         self._calls, self._targets, self._batch = calls, targets, batch
         given = masks or [None] * len(calls)
         self._masks = [_mask(call, mask) for call, mask in zip(calls, given, strict=True)]
@@ -132,6 +136,13 @@ def _check(calls: Sequence[Call], targets: Sequence[Tensor]) -> None:
         for name, tensor in (("calls", call.args[0]), ("targets", target)):
             if not torch.stack(tensor.aminmax()).isfinite().all():
                 raise ValueError(f"{_FUNCTION}: {name}: NaN or infinity in number {index}")
+
+
+def _usual_batch(targets: Sequence[Tensor]) -> int:
+    """How many samples have 512 tokens: more steps pay more than larger ones."""
+    rows = sum(len(target) for target in targets)
+    tokens = sum(target.select(1 if target.dim() == 4 else -1, 0).numel() for target in targets)
+    return max(1, rows * _TOKENS // max(tokens, 1))
 
 
 def _mask(call: Call, mask: Tensor | None) -> Tensor | None:
