@@ -61,6 +61,7 @@ ALLOWED = {
     "calibration": {"_check", "_ops_calibration", "_progress", "folding", "formats", "nn", "svd"},
     "quantization": {
         "_check",
+        "_ops_calibration",
         "_ops_packing",
         "calibration",
         "cpu",

@@ -7,12 +7,13 @@ from typing import Any
 
 import pytest
 import torch
-from rounding_layers import SCHEMES, inputs, output_error, scheme_of, statistics_of, weight
 from torch import Tensor
 
 from gossamer.formats import SparseInt4
 from gossamer.formats.grids import Grid, fit_grid
 from gossamer.quantization import GPTQ, RTN, gptq
+
+from .rounding_layers import SCHEMES, inputs, output_error, scheme_of, statistics_of, weight
 
 
 def eliminate(W: Tensor, H: Tensor, order: list[int], grid: Grid | None) -> tuple[Tensor, Tensor]:

@@ -6,11 +6,12 @@ from typing import Any
 
 import pytest
 import torch
-from rounding_layers import SCHEMES, scheme_of, weight
 from torch import Tensor
 
 import gossamer as gs
 from gossamer.quantization import HQQ, RTN
+
+from .rounding_layers import SCHEMES, scheme_of, weight
 
 
 def norm(W: Tensor, rounded: Any, p: float) -> float:

@@ -7,10 +7,11 @@ from dataclasses import replace
 
 import pytest
 import torch
-from rounding_layers import statistics_of
 from torch import Tensor
 
 from gossamer.quantization import static_scale
+
+from .rounding_layers import statistics_of
 
 
 def heavy(seed: int) -> Tensor:
