@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 import gossamer as gs
+from gossamer.calibration.precision import in_bf16
 
 transformers = pytest.importorskip("transformers")
 
@@ -99,8 +100,8 @@ class TestMethods:
         expected, given = Chain(), x
         for block in expected.blocks:
             gs.compress(block, scheme, calibration=[given], fuse=False)
-            with torch.no_grad():
-                given = block(given)
+            with torch.no_grad(), torch.autocast("cpu", enabled=in_bf16([Chain().blocks[0][0]])):
+                given = block(given).float()
         for got, wanted in zip(model.blocks, expected.blocks, strict=True):
             torch.testing.assert_close(got[0].dequantize(), wanted[0].dequantize(), rtol=0, atol=0)
 

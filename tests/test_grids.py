@@ -9,12 +9,12 @@ import hypothesis
 import pytest
 import torch
 from hypothesis import strategies as st
-from random_weights import random_weight, same
 from torch import Tensor
 
 from gossamer.formats import FORMATS, FP4, FP8, MXFP4, NF4, Int4, Int8, SparseInt4
 from gossamer.formats.grids import Grid, fit_grid
 
+from .random_weights import random_weight, same
 from .rounding_layers import SCHEMES, scheme_of, weight
 
 schemes = st.sampled_from(SCHEMES)

@@ -7,12 +7,12 @@ from typing import Any
 
 import pytest
 import torch
-from random_weights import same
 
 import gossamer as gs
 from gossamer.formats import FORMATS
 from gossamer.quantization import GPTQ, HQQ, METHODS, RTN
 
+from .random_weights import same
 from .rounding_layers import SCHEMES, inputs, output_error, scheme_of, statistics_of, weight
 
 ALL = [RTN(), GPTQ(), GPTQ(act_order=False), HQQ()]

@@ -26,6 +26,7 @@ from .calibration import (
     stream,
     whole_model,
 )
+from .calibration.precision import in_bf16
 from .calibration.sample import sample_rows
 from .calibration.scalable import find_scalable, fold, scaled
 from .fits import CalibrationRecord
@@ -82,7 +83,16 @@ def fit_blocks(
     learns = any(replacing.recipe_of(layer).learns for layer in layers.values())
     # Closed in any case, so that the model gets its modes back.
     with contextlib.closing(
-        _named(stream(model, modules, batches, keep_dense=learns, progress=progress))
+        _named(
+            stream(
+                model,
+                modules,
+                batches,
+                keep_dense=learns,
+                bf16=in_bf16(modules.values()),
+                progress=progress,
+            )
+        )
     ) as blocks:
         for block in blocks:
             count = len(block.calls)
@@ -161,7 +171,9 @@ def _compare_layers(
         assert recipe.prune is not None
         modules = {name: fitting.layers[name].module for name in names}
         with _telling_of_compress():
-            statistics = whole_model(model, modules, batches, progress).statistics(moments=False)
+            statistics = whole_model(model, modules, batches, progress=progress).statistics(
+                moments=False
+            )
         readers = {name: partial(_read, module) for name, module in modules.items()}
         if recipe.prune.allocation_settings:
             weighed = {name: Weighed(readers[name], statistics[name].squares) for name in names}

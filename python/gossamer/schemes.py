@@ -142,8 +142,9 @@ class Quantize:
         _check.activations(
             "Quantize", self.activations, (*kinds, _STATIC) if "int8" in kinds else kinds
         )
-        if isinstance(self.method, list):
-            object.__setattr__(self, "method", tuple(self.method))  # the dataclass is frozen
+        if isinstance(self.method, list | tuple):  # of one is that one; the dataclass is frozen
+            method = self.method[0] if len(self.method) == 1 else tuple(self.method)
+            object.__setattr__(self, "method", method)
         _check_methods(self.methods)
 
     @property

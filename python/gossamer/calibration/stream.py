@@ -45,6 +45,8 @@ class Block:
         For each call, bool of shape (B, S), False where a token is padding, or None.
     writes_input : bool
         Whether the block changes its hidden states in place: it is then given copies.
+    bf16 : bool
+        Whether it runs under ``torch.autocast`` to bfloat16.
     progress : bool, optional
         Whether ``statistics`` shows a bar: True, False, or on a terminal, after a second (None).
     """
@@ -57,6 +59,7 @@ class Block:
     dense_outputs: list[Tensor] | None = None
     masks: Sequence[Tensor | None] | None = None
     writes_input: bool = False
+    bf16: bool = False
     progress: bool | None = False
 
     @property
@@ -128,13 +131,14 @@ class Block:
                 f"{_FUNCTION}: {self.name or 'the model'!r} returned {_check.describe(output)}, "
                 "wanted a tensor, or a tuple whose first element is one"
             )
-        return hidden
+        return hidden.float() if self.bf16 and hidden.dtype is torch.bfloat16 else hidden
 
     def _run(self, call: Call) -> Any:
         args = call.args
         if self.writes_input:
             args = (args[0].clone(), *args[1:])
-        return self.module(*args, **call.kwargs)
+        with torch.autocast("cpu", torch.bfloat16, enabled=self.bf16):
+            return self.module(*args, **call.kwargs)
 
 
 def stream(
@@ -143,6 +147,7 @@ def stream(
     batches: Batches,
     *,
     keep_dense: bool = False,
+    bf16: bool = False,
     progress: bool | None = None,
 ) -> Iterator[Block]:
     """The blocks of a model in order, each with what the blocks before it, as changed, give it.
@@ -168,6 +173,9 @@ def stream(
         are padding are left out of statistics.
     keep_dense : bool
         Whether to run the unchanged blocks too, over what unchanged blocks give.
+    bf16 : bool
+        Whether blocks run under ``torch.autocast`` to bfloat16: faster where the processor
+        multiplies it, and what layers are given is then rounded to it.
     progress : bool, optional
         Show a bar on stderr: True, False, or where it is a terminal, after a second (None).
 
@@ -200,20 +208,22 @@ def stream(
     0 tensor([[1., 1.]])
     1 tensor([[2., 2.]])
     """
-    return _Stream(model, layers, sized(_FUNCTION, batches), keep_dense).blocks(progress)
+    return _Stream(model, layers, sized(_FUNCTION, batches), keep_dense, bf16).blocks(progress)
 
 
 def whole_model(
     model: nn.Module,
     layers: Mapping[str, nn.Module],
     batches: Batches,
+    *,
+    bf16: bool = False,
     progress: bool | None = None,
 ) -> Block:
     """A model as one block, for statistics of all its layers in one pass.
 
     Parameters
     ----------
-    model, layers, batches, progress
+    model, layers, batches, bf16, progress
         As for :func:`stream`.
 
     Returns
@@ -231,7 +241,7 @@ def whole_model(
     found = sized(_FUNCTION, batches)
     calls = [Call(*arguments(_FUNCTION, batch)) for batch in found]
     masks = [token_mask(model, batch) for batch in found]
-    return Block("", model, dict(layers), calls, masks=masks, progress=progress)
+    return Block("", model, dict(layers), calls, masks=masks, bf16=bf16, progress=progress)
 
 
 def block_names(
@@ -283,11 +293,12 @@ class _Stream:
         layers: Mapping[str, nn.Module],
         batches: Collection[Any],
         keep_dense: bool,
+        bf16: bool,
     ) -> None:
         self._model = model
         self._left = dict(layers)  # not yet yielded
         self._batches = batches
-        self._keep_dense = keep_dense
+        self._keep_dense, self._bf16 = keep_dense, bf16
         self._masks = [token_mask(model, batch) for batch in batches]
 
     def blocks(self, progress: bool | None) -> Iterator[Block]:
@@ -305,7 +316,7 @@ class _Stream:
                     yield from self._along(chain, dense[index], index == 0, shown)
                     dense[index] = None
                 if self._left:
-                    yield whole_model(model, self._left, batches, progress=False)
+                    yield whole_model(model, self._left, batches, bf16=self._bf16, progress=False)
                     shown.advance(len(batches))
 
     def _along(
@@ -320,7 +331,13 @@ class _Stream:
             layers = {key: self._left.pop(key) for key in chain.layers[index] if key in self._left}
             writes_input = chain.writes_input[index]
             block = Block(
-                name, self._model, layers, now.calls, masks=self._masks, writes_input=writes_input
+                name,
+                self._model,
+                layers,
+                now.calls,
+                masks=self._masks,
+                writes_input=writes_input,
+                bf16=self._bf16,
             )
             if dense is not None:
                 block.dense_calls = dense.calls

@@ -9,9 +9,10 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from .. import _check, cpu
+from .. import _check
 from ..calibration import Statistics
 from ..calibration.calls import first_tensor
+from ..calibration.precision import in_bf16
 from ..calibration.statistics import Gathering
 from ..folding import from_matrix, to_matrix
 from ..formats import Format
@@ -22,7 +23,6 @@ from .learned_weight import LearnedWeight
 from .rounding import checked, masked, squares_of
 
 _FUNCTION = "AutoRound.learn"
-_BF16_ISAS = ("avx512bf16", "amx")
 
 Layers: TypeAlias = Mapping[str, tuple[nn.Module, Scheme]]
 
@@ -49,7 +49,7 @@ class LearnedBlock:
             name: _learned(name, *layers[name], keep.get(name), statistics.get(name), clip)
             for name in layers
         }
-        self._bf16 = _in_bf16(layers)
+        self._bf16 = in_bf16(module for module, _ in layers.values())
 
     def backward(self, batch: Sequence[Sample]) -> None:
         """Add up the loss over a batch, and leave the gradients in what is learned."""
@@ -130,12 +130,6 @@ def _learned(
     return LearnedWeight(W, grid, keep, clip)
 
 
-def _in_bf16(layers: Layers) -> bool:
-    """Whether to multiply in bf16: where that is faster, and the model is not in bf16 anyway."""
-    dtypes = {_weight(module).dtype for module, _ in layers.values()}
-    return dtypes == {torch.float32} and cpu.isa() in _BF16_ISAS
-
-
 def _weight(module: nn.Module) -> nn.Parameter:
     return module.get_parameter("weight")
 
@@ -158,7 +152,12 @@ def measure(block: nn.Module, layers: Layers, samples: Sequence[Sample]) -> dict
     """Statistics of the inputs of the layers, over samples."""
     modules = {name: module for name, (module, _) in layers.items()}
     gathering = Gathering(_FUNCTION, modules, moments=False)
-    with gathering, torch.autocast("cpu", torch.bfloat16, enabled=_in_bf16(layers)):
+    with (
+        gathering,
+        torch.autocast(
+            "cpu", torch.bfloat16, enabled=in_bf16(module for module, _ in layers.values())
+        ),
+    ):
         for sample in samples:
             gathering.mask = sample.mask
             block(*sample.args, **sample.kwargs)
