@@ -332,3 +332,16 @@ class TestStaticActivations:
         assert 0 < error(model, llama, batches) < 0.1
         with pytest.raises(ValueError, match="calibration: int8-static needs one"):
             gs.compress(copy.deepcopy(llama), scheme)
+
+
+def test_learned_rounding_of_a_pruned_model_remembers_the_weights_before(
+    llama: nn.Module, batches: list[dict[str, Tensor]]
+) -> None:
+    steps = [gs.Prune(0.5, "layer"), gs.Quantize(**EXACT, method=gs.AutoRound(iterations=2))]
+    model = gs.compress(copy.deepcopy(llama), steps, calibration=batches, fuse=False)
+    name = "model.layers.0.mlp.down_proj"
+    W, stored = llama.get_submodule(name).weight, model.get_submodule(name).dequantize()
+    assert 0.45 < float((stored == 0).float().mean()) < 0.62
+    wanted = float((W - stored).norm() / W.norm())
+    layer = next(item for item in gs.report(model).layers if item.name == name)
+    assert layer.error == pytest.approx(wanted, rel=1e-3)

@@ -149,9 +149,13 @@ def learn(
     for recipe, items in by_recipe.items():
         layers, keep = {}, {}
         for name, item in items.items():
-            module, scheme = item.prepared.layer.module, item.prepared.storage.scheme
+            prepared, module = item.prepared, item.prepared.layer.module
+            scheme = prepared.storage.scheme
             assert scheme is not None
-            assign_values(module, dict(item.prepared.dense.named_parameters()))
+            if prepared.dense is not prepared.original:  # the block is to run with the zeros
+                weight = module.get_parameter("weight").detach().clone()
+                prepared.original = with_values(prepared.original, {"weight": weight})
+                assign_values(module, {"weight": prepared.dense.get_parameter("weight").detach()})
             layers[name] = module, scheme.resolved()
             if item.keep is not None:
                 keep[name] = item.keep

@@ -100,6 +100,8 @@ def render(measured: Results, part: str | None = None) -> str:
         tables = _lowrank_tables(measured.rows, part)
     elif kinds == {"lowrank-quality"}:
         tables = [_lowrank_quality_table(measured.rows)]
+    elif kinds == {"method-quality"}:
+        tables = _method_tables(measured.rows)
     elif kinds <= {"accuracy", "quality"} and kinds:
         tables = [_accuracy_table(measured.rows)]
     else:
@@ -195,6 +197,21 @@ def _lowrank_quality_table(rows: Sequence[Row]) -> str:
     title = "**Quality; two figures are data-free / activation-aware**\n\n"
     below = lowrank_quality_tables.below([row for row in rows if row["failure"] is None])
     return title + _table(*lowrank_quality_tables.table(rows)) + f"\n{below}\n"
+
+
+def _method_tables(rows: Sequence[Row]) -> list[str]:
+    from gossamer.bench import methods_tables, quality_subjects
+
+    found = []
+    for model in dict.fromkeys(row["model"] for row in rows):
+        windows, calibration = next(
+            (row["windows"], row["calibration"]) for row in rows if row["model"] == model
+        )
+        title = quality_subjects.QUALITY_SUBJECTS[model].title
+        what = f"judged by {windows} windows, calibrated with {calibration}"
+        table = _table(*methods_tables.flat_table(rows, model))
+        found.append(f"**{title}**: {what}\n\n{table}")
+    return found
 
 
 def _cases(rows: Sequence[Row], part: str | None) -> list[Row]:
