@@ -39,9 +39,12 @@ class CalibrationRecord:
         Of the largest block: beside the model and the hidden states, two of these are the peak.
     seconds : float
         Until all layers were packed.
+    model_seconds : float
+        Of these, those in which the blocks of the model ran.
     """
 
     batches: int
     cached_bytes: int
     block_bytes: int
     seconds: float
+    model_seconds: float = 0.0

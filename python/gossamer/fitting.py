@@ -75,7 +75,7 @@ def fit_blocks(
     progress: bool | None,
 ) -> CalibrationRecord:
     """Replace layers by what fits what they are given. All checks have been passed."""
-    start, cached, largest, count = time.perf_counter(), 0, 0, 0
+    start, cached, largest, count, model_seconds = time.perf_counter(), 0, 0, 0, 0.0
     replacing, layers = fitting.replacing, fitting.layers
     find_cuts(chosen, replacing, progress)
     modules = {name: layer.module for name, layer in layers.items()}
@@ -106,9 +106,10 @@ def fit_blocks(
             else:
                 _fit_block(block, fitting)
                 finished.save(block, fitting)
+            model_seconds = max(model_seconds, block.clock.total)
     for layer in chosen:
         replace(layer, replacing)
-    return CalibrationRecord(count, cached, largest, time.perf_counter() - start)
+    return CalibrationRecord(count, cached, largest, time.perf_counter() - start, model_seconds)
 
 
 def _fit_block(block: Block, fitting: Fitting) -> None:

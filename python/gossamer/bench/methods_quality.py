@@ -71,7 +71,8 @@ def run_quality(
     Results
         Rows of kind ``method-quality``: model, group, method, tool, windows, calibration, bytes (of
         all but the embeddings), seconds (to compress; of the dense model: one pass over the
-        calibration), quality (by metric), failure.
+        calibration), model_seconds (of these, in which the model ran, where that is known), quality
+        (by metric), failure.
     """
     kept = {_key(row): row for row in before.rows if row["failure"] is None} if before else {}
     record = before.environment if before and kept else environment.describe(settings.threads)
@@ -107,7 +108,10 @@ def _compress_and_judge(name: str, method: Method, settings: QualitySettings) ->
     seconds = time.perf_counter() - start
     judged = subject.judge(model, tokenizer, settings.windows)
     size = lowrank_quality.linear_bytes(model)
-    return {"bytes": size, "seconds": seconds, "quality": judged, "failure": None}
+    record = getattr(model, "_gossamer_calibration", None)
+    ran = record.model_seconds if record else None
+    row = {"bytes": size, "seconds": seconds, "model_seconds": ran}
+    return {**row, "quality": judged, "failure": None}
 
 
 def _compressed(

@@ -103,8 +103,11 @@ def _cells(row: Row, group: Sequence[Row], dense: Row | None, metric: str) -> li
     # Others hold rounded weights in full size: what they would store is what ours does.
     ours = [other["bytes"] for other in group if other["tool"] == OURS and not other["failure"]]
     size = row["bytes"] if row["tool"] == OURS else (ours[0] if ours else None)
-    # One pass to see what layers are given, and one to see what the packed block makes of it.
-    passes = 2 * dense["seconds"] if dense and row["method"] not in ("rtn", "hqq", DENSE) else 0
+    # Others make one pass to see what layers are given, and one to see what the new block makes of
+    # it; all of it in float32.
+    passes = row.get("model_seconds") or 0.0
+    if row["tool"] != OURS and dense and row["method"] != "hqq":
+        passes = 2 * dense["seconds"]
     return [
         name,
         f"{value:.2f}" if metric in LOWER_IS_BETTER else f"{value:.4f}",

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Collection, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -20,6 +21,30 @@ from .statistics import Gathering, Statistics
 __all__ = ["Block", "Call", "block_names", "stream", "whole_model"]
 
 _FUNCTION = "stream"
+
+
+@dataclass
+class Clock:
+    """How long blocks have run.
+
+    Attributes
+    ----------
+    runs : int
+        Calls of blocks so far.
+    timed : int
+        Of these, the calls in which nothing was measured.
+    seconds : float
+        That those took.
+    """
+
+    runs: int = 0
+    timed: int = 0
+    seconds: float = 0.0
+
+    @property
+    def total(self) -> float:
+        """Seconds of all runs, those in which something was measured without that."""
+        return self.runs * self.seconds / self.timed if self.timed else 0.0
 
 
 @dataclass(eq=False)
@@ -49,6 +74,8 @@ class Block:
         Whether it runs under ``torch.autocast`` to bfloat16.
     progress : bool, optional
         Whether ``statistics`` shows a bar: True, False, or on a terminal, after a second (None).
+    clock : Clock
+        Counts the runs of all blocks of a stream.
     """
 
     name: str
@@ -61,6 +88,7 @@ class Block:
     writes_input: bool = False
     bf16: bool = False
     progress: bool | None = False
+    clock: Clock = field(default_factory=Clock)
 
     @property
     def module(self) -> nn.Module:
@@ -123,8 +151,11 @@ class Block:
 
     def output(self, call: Call) -> Tensor:
         """As :meth:`outputs`, of one call; the block is in the mode that it is in."""
+        start = time.perf_counter()
         with torch.no_grad():
             output = self._run(call)
+        self.clock.timed += 1
+        self.clock.seconds += time.perf_counter() - start
         hidden = first_tensor(output)
         if hidden is None:
             raise TypeError(
@@ -135,6 +166,7 @@ class Block:
 
     def _run(self, call: Call) -> Any:
         args = call.args
+        self.clock.runs += 1
         if self.writes_input:
             args = (args[0].clone(), *args[1:])
         with torch.autocast("cpu", torch.bfloat16, enabled=self.bf16):
@@ -298,7 +330,7 @@ class _Stream:
         self._model = model
         self._left = dict(layers)  # not yet yielded
         self._batches = batches
-        self._keep_dense, self._bf16 = keep_dense, bf16
+        self._keep_dense, self._bf16, self._clock = keep_dense, bf16, Clock()
         self._masks = [token_mask(model, batch) for batch in batches]
 
     def blocks(self, progress: bool | None) -> Iterator[Block]:
@@ -338,6 +370,7 @@ class _Stream:
                 masks=self._masks,
                 writes_input=writes_input,
                 bf16=self._bf16,
+                clock=self._clock,
             )
             if dense is not None:
                 block.dense_calls = dense.calls
