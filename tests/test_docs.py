@@ -71,6 +71,7 @@ MODULES = [
     "gossamer.pruning.prune",
     "gossamer.pruning.sparsegpt",
     "gossamer.pruning.wanda",
+    "gossamer.quantization.autoround",
     "gossamer.quantization.awq",
     "gossamer.quantization.bias",
     "gossamer.quantization.equalization",

@@ -68,10 +68,6 @@ def load(
         Where no format of ours can hold the weight of a layer bit for bit and it was rounded once
         more, to int8 in groups of 32, with the largest relative error of that; and where the
         checkpoint has tensors that the model has no place for.
-
-    Examples
-    --------
-    >>> model = gs.interop.load("TinyLlama-1.1B-Chat-v1.0-GPTQ/")  # doctest: +SKIP
     """
     if dtype is not None and dtype not in _check.DTYPES:
         raise TypeError(f"load: dtype: got {dtype!r}, wanted float32, bfloat16 or float16")
