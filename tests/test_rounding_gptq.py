@@ -178,13 +178,15 @@ def test_bad_statistics_are_refused() -> None:
     W, scheme, statistics = weight(8, 64, 9), scheme_of("int4"), statistics_of(inputs(80, 64, 9))
     assert statistics.moment is not None
     for missing in (None, replace(statistics, moment=None)):
-        with pytest.raises(ValueError, match=r"GPTQ\.round: statistics: got none with a moment"):
+        with pytest.raises(
+            ValueError, match=r"GPTQ\.round: statistics: (got None|moment: got None), wanted"
+        ):
             GPTQ().round(W, scheme, missing)
     broken = statistics.moment.clone()
     broken[3, 4] = torch.nan
-    with pytest.raises(ValueError, match=r"GPTQ\.round: statistics: moment: NaN or infinity"):
+    with pytest.raises(ValueError, match=r"GPTQ\.round: statistics: moment: got NaN or infinity"):
         GPTQ().round(W, scheme, replace(statistics, moment=broken))
-    with pytest.raises(ValueError, match="of 65 columns, wanted 64"):
+    with pytest.raises(ValueError, match=r"statistics: moment: got .*65.*, wanted \[64, 64\]"):
         GPTQ().round(W, scheme, statistics_of(inputs(80, 65, 9)))
     with pytest.raises(ValueError, match="'bf16' has no grid"):
         GPTQ().round(W, scheme_of("bf16"), statistics)

@@ -86,9 +86,13 @@ def test_errors_name_the_method_and_the_argument(method: Any) -> None:
 def test_statistics_that_do_not_fit_are_refused() -> None:
     W, scheme, statistics = weight(8, 64, 5), scheme_of("int4"), statistics_of(inputs(80, 64, 6))
     nan = replace(statistics, squares=torch.full((64,), torch.nan))
-    with pytest.raises(ValueError, match=r"RTN\.round: statistics: squares: some are negative"):
+    with pytest.raises(
+        ValueError, match=r"RTN\.round: statistics: squares: got NaN, infinity or a neg"
+    ):
         RTN().round(W, scheme, nan)
-    with pytest.raises(ValueError, match=r"RTN\.round: statistics: of 65 columns, wanted 64"):
+    with pytest.raises(
+        ValueError, match=r"RTN\.round: statistics: squares: got .*65.*, wanted \[64\]"
+    ):
         RTN().round(W, scheme, statistics_of(inputs(80, 65, 6)))
 
 

@@ -8,11 +8,12 @@ from typing import TYPE_CHECKING, ClassVar
 
 from torch import Tensor
 
+from ..calibration.known import moment_of
 from ..calibration.obs import Factor, Select, factor, update
 from ..calibration.statistics import Statistics
 from ..formats.grids import Grid
 from ..formats.groups import finite_matrix
-from .arguments import above_zero, count, moment_of
+from .arguments import above_zero, count
 from .patterns import block_keys, over_weights
 from .pruned import Pruned
 from .refining import refined

@@ -7,8 +7,8 @@ from typing import ClassVar
 
 from torch import Tensor
 
+from ..calibration.known import squares_of
 from ..calibration.statistics import Statistics
-from .arguments import squares_of
 
 
 @dataclass(frozen=True)

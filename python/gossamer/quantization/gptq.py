@@ -9,12 +9,13 @@ from weakref import WeakKeyDictionary
 import torch
 from torch import Tensor
 
+from ..calibration.known import moment_of
 from ..calibration.obs import Factor, factor, update
 from ..formats import Format
 from ..formats.grids import Grid, fit_grid
 from ..schemes import Scheme
 from .descent import Descent
-from .rounding import checked, fraction, masked, moment_of
+from .rounding import checked, fraction, masked
 
 if TYPE_CHECKING:
     from ..calibration import Statistics

@@ -12,6 +12,7 @@ from torch.func import functional_call
 from .. import _check
 from ..calibration import Statistics
 from ..calibration.calls import first_tensor
+from ..calibration.known import squares_of
 from ..calibration.precision import in_bf16
 from ..calibration.statistics import Gathering
 from ..folding import from_matrix, to_matrix
@@ -20,7 +21,7 @@ from ..formats.grids import fit_grid
 from ..schemes import Scheme
 from .learned_samples import Sample
 from .learned_weight import LearnedWeight
-from .rounding import checked, masked, squares_of
+from .rounding import checked, masked
 
 _FUNCTION = "AutoRound.learn"
 

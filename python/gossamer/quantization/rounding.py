@@ -77,35 +77,6 @@ def masked(W: Tensor, keep: Tensor | None) -> Tensor:
     return W if keep is None else W * keep
 
 
-def squares_of(function: str, statistics: Statistics, K: int) -> Tensor:
-    """E[x²] of the inputs: float32 [K], finite and >= 0."""
-    squares = statistics.squares
-    if squares.shape != (K,):
-        raise ValueError(
-            f"{function}: statistics: of {squares.numel()} columns, wanted {K} as the weight has"
-        )
-    if not bool(((squares >= 0) & squares.isfinite()).all()):
-        raise ValueError(f"{function}: statistics: squares: some are negative, infinite or NaN")
-    return squares.float()
-
-
-def moment_of(function: str, statistics: Statistics | None, K: int) -> Tensor:
-    """E[x xᵀ] of the inputs: float32 [K, K], finite."""
-    if statistics is None or statistics.moment is None:
-        raise ValueError(
-            f"{function}: statistics: got none with a moment, wanted E[x xᵀ] of the inputs: give "
-            "calibration=..., and for convolutions in groups another method"
-        )
-    moment = statistics.moment
-    if moment.shape != (K, K):
-        raise ValueError(
-            f"{function}: statistics: of {len(moment)} columns, wanted {K} as the weight has"
-        )
-    if not bool(moment.isfinite().all()):
-        raise ValueError(f"{function}: statistics: moment: NaN or infinity")
-    return moment.float()
-
-
 def fraction(function: str, argument: str, value: float, low: float, high: float) -> None:
     """The setting must be a number in (low, high]."""
     number = isinstance(value, int | float) and not isinstance(value, bool)

@@ -7,10 +7,11 @@ from typing import TYPE_CHECKING, ClassVar
 
 from torch import Tensor
 
+from ..calibration.known import squares_of
 from ..formats import FORMATS, Format
 from ..formats.grids import fit_grid, has_grid
 from ..schemes import Scheme
-from .rounding import checked, masked, squares_of
+from .rounding import checked, masked
 
 if TYPE_CHECKING:
     from ..calibration import Statistics
