@@ -106,6 +106,8 @@ def _cells(row: Row, group: Sequence[Row], dense: Row | None, metric: str) -> li
     # Others make one pass to see what layers are given, and one to see what the new block makes of
     # it; all of it in float32.
     passes = row.get("model_seconds") or 0.0
+    data_free = row["method"] in (*BASELINES, "hqq", DENSE)
+    unknown = row["tool"] == OURS and row.get("model_seconds") is None and not data_free
     if row["tool"] != OURS and dense and row["method"] != "hqq":
         passes = 2 * dense["seconds"]
     return [
@@ -114,7 +116,7 @@ def _cells(row: Row, group: Sequence[Row], dense: Row | None, metric: str) -> li
         _removed(value, group, dense, metric),
         "-" if size is None else f"{size / 1e6:.1f}",
         f"{seconds:.0f}",
-        f"{max(0.0, seconds - passes):.0f}",
+        "-" if unknown else f"{max(0.0, seconds - passes):.0f}",
     ]
 
 
@@ -124,7 +126,7 @@ def _removed(value: float, group: Sequence[Row], dense: Row | None, metric: str)
     if dense is None or base is None:
         return "-"
     best, worst = dense["quality"][metric], base["quality"][metric]
-    return "-" if worst == best else f"{(worst - value) / (worst - best):.0%}"
+    return "-" if worst == best else f"{(worst - value) / (worst - best) + 0.0:.0%}"
 
 
 def _dense(rows: Sequence[Row]) -> Row | None:
