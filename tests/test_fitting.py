@@ -345,3 +345,11 @@ def test_learned_rounding_of_a_pruned_model_remembers_the_weights_before(
     wanted = float((W - stored).detach().norm() / W.detach().norm())
     layer = next(item for item in gs.report(model).layers if item.name == name)
     assert layer.error == pytest.approx(wanted, rel=1e-3)
+
+
+def test_layers_that_stay_dense_tell_what_pruning_cost() -> None:
+    x = torch.randn(200, 48, generator=torch.Generator().manual_seed(7))
+    prune = gs.Prune(0.1, method="sparsegpt")  # so few zeros that no sparse form pays
+    model = gs.compress(Chain(), prune, calibration=[x], fuse=False)
+    assert all(type(block[0]) is nn.Linear for block in model.blocks)
+    assert all(fit.output_error > 0.001 for fit in model._gossamer_fits)

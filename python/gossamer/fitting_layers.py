@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, fields, replace
 from typing import Any
@@ -11,13 +10,13 @@ import torch
 from torch import Tensor, nn
 
 from .calibration import Block, Statistics
+from .calibration.output_error import root, squared_norm, weighted_square
 from .calibration.scalable import Known
 from .correcting import Prepared
 from .fits import LayerFit
 from .folding import assign_values, folded, from_matrix, matrices, with_values
 from .formats import Format
 from .formats.grids import fit_grid
-from .formats.groups import row_chunks
 from .placing import is_packed
 from .quantization import RTN, corrected_bias, static_scale
 from .recipe import Recipe
@@ -117,10 +116,10 @@ def prepare(layer: Layer, fitting: Fitting, statistics: Statistics | None) -> Re
             grid=grid,
         )
     how = storage(layer, [found.values], replacing)
-    ready = Ready(Prepared(layer, original, original, how), found.values, found.keep)
     shape = layer.module.get_parameter("weight").shape
     values = {"weight": from_matrix(original, found.values.to(W.dtype), shape)}
-    ready.prepared.dense = with_values(original, values)
+    prepared = Prepared(layer, original, with_values(original, values), how)
+    ready = Ready(prepared, found.values, found.keep)
     if grid and how.scheme:
         # What was found is the best with these zeros, so what rounding adds to its error adds to
         # that of W: rounding it is rounding W, with the zeros fixed.
@@ -176,6 +175,8 @@ def round_and_pack(item: Ready, statistics: Statistics | None, fitting: Fitting)
     """Round a layer, pack it, and put it in its places."""
     prepared, layer = item.prepared, item.prepared.layer
     recipe, original = fitting.recipe_of(layer), matrix(item.prepared.original)
+    if prepared.storage.scheme is None:  # zeros are written into the layer, which stays
+        original = original.clone()
     method = recipe.method
     if recipe.learns and item.rounded is None:
         method = method.replace(recipe.rounding.name, RTN.name)
@@ -194,11 +195,13 @@ def round_and_pack(item: Ready, statistics: Statistics | None, fitting: Fitting)
     stored = new.quantized().dequantize() if is_packed(new) else matrix(new).float()
     E = W - stored
     if is_packed(new):
-        new.weight_error = _ratio(_square(E, None), _square(W, None))
+        new.weight_error = root(squared_norm(E), squared_norm(W))
     if recipe.corrects_bias and statistics is not None and new.bias is not None:
         with torch.no_grad():
             new.bias.copy_(corrected_bias(W, stored, new.bias, statistics.mean))
-    error = None if moment is None else _ratio(_square(E, moment), _square(W, moment))
+    error = None
+    if moment is not None:
+        error = root(weighted_square(E, moment), weighted_square(W, moment))
     fitting.results.append(LayerFit(layer.names[0], method, error))
 
 
@@ -215,17 +218,3 @@ def _rounded(item: Ready, recipe: Recipe, statistics: Statistics | None) -> Roun
 
     settings = {each.name: getattr(how, each.name) for each in fields(Quantize)}
     return Rounded(**settings, rounds=rounds)
-
-
-def _square(E: Tensor, moment: Tensor | None) -> float:
-    """tr(E C Eᵀ), C being the identity if there is none; some rows at a time."""
-    total = 0.0
-    for rows in row_chunks(*E.shape):
-        part = E[rows]
-        other = part if moment is None else part @ moment
-        total += float((other * part).sum(dtype=torch.float64))
-    return max(0.0, total)
-
-
-def _ratio(square: float, of: float) -> float:
-    return math.sqrt(square / of) if of > 0 else 0.0

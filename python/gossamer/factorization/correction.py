@@ -12,7 +12,6 @@ Only U_R is found by an eigensolve; C is never inverted, and may be singular.
 
 from __future__ import annotations
 
-import math
 import numbers
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -22,8 +21,8 @@ import torch
 from torch import Tensor
 
 from .. import _check
+from ..calibration.output_error import inner, root, squared_norm, weighted_square
 from ..formats import FORMATS, Format, LowRank
-from ..formats.groups import row_chunks
 from ..svd import truncated_svd
 
 FACTORS = ("int8", "bf16", "fp32")
@@ -161,9 +160,9 @@ class LowRankCorrection:
             if not found.loss < after.loss:
                 break
             best, after = weight, found
-        norm = _squared_norm(W)
-        left = _root(after.loss, before.weighted) if before.weighted else None
-        return Corrected(best, _root(before.plain, norm), _root(after.plain, norm), left)
+        norm = squared_norm(W)
+        left = root(after.loss, before.weighted) if before.weighted else None
+        return Corrected(best, root(before.plain, norm), root(after.plain, norm), left)
 
     def _sums(
         self,
@@ -263,35 +262,14 @@ class _Errors(NamedTuple):
 
 def _errors(E: Tensor, low_rank: LowRank, moment: Tensor | None) -> tuple[_Errors, _Errors]:
     """Without the correction and with it. E = W - base is overwritten."""
-    before = _squared_norm(E)
+    before = squared_norm(E)
     U, V = low_rank.U.dequantize(), low_rank.V.dequantize()
     R = E.addmm_(U, V, alpha=-1)
-    after = _squared_norm(R)
+    after = squared_norm(R)
     if moment is None:
         return _Errors(before), _Errors(after)
-    weighted = _weighted_square(R, moment)
+    weighted = weighted_square(R, moment)
     # tr(E C Eᵀ) = tr(R C Rᵀ) + 2 <R C, U V> + <U V C, U V>: thin products, and no cancellation.
     MV = moment @ V.T
-    gain = 2 * _inner(U, R @ MV) + _inner(U.T @ U, V @ MV)
+    gain = 2 * inner(U, R @ MV) + inner(U.T @ U, V @ MV)
     return _Errors(before, weighted + gain), _Errors(after, weighted)
-
-
-def _root(square: float, of: float) -> float:
-    return math.sqrt(square / of) if of > 0 else 0.0
-
-
-def _squared_norm(W: Tensor) -> float:
-    """The sum of squares, some rows at a time."""
-    chunks = (W[rows].float() for rows in row_chunks(*W.shape))
-    return math.fsum(torch.linalg.vector_norm(part).item() ** 2 for part in chunks)
-
-
-def _weighted_square(R: Tensor, moment: Tensor) -> float:
-    """tr(R C Rᵀ), some rows at a time; not below 0."""
-    parts = (R[rows] for rows in row_chunks(*R.shape))
-    return max(0.0, math.fsum(_inner(part @ moment, part) for part in parts))
-
-
-def _inner(A: Tensor, B: Tensor) -> float:
-    """The sum of A * B."""
-    return float((A * B).sum(dtype=torch.float64))
