@@ -52,6 +52,7 @@ class TestMethods:
         assert [method.full_name for method in found] == [
             "int8: rtn",
             "int8: smoothquant",
+            "int8: smoothquant + gptq, some x exact",
             "2:4: wanda",
         ]
         with pytest.raises(ValueError, match="matches none of"):

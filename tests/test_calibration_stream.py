@@ -207,6 +207,31 @@ def test_statistics_of_blocks_are_those_of_the_whole_model() -> None:
             assert gate is up
 
 
+class Routed(nn.Module):
+    """A layer for most inputs, and one for those above 100."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.usual, self.rare = nn.Linear(4, 4), nn.Linear(4, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y: Tensor = self.rare(x) if x.max() > 100 else self.usual(x)
+        return y
+
+
+def test_statistics_of_some_calls_are_spread_and_go_on_until_all_layers_were_called() -> None:
+    model = Routed()
+    batches = [torch.full((1, 4), float(index)) for index in range(9)]
+    block = whole_model(model, {"usual": model.usual}, batches)
+    some = block.statistics(moments=False, most=3)["usual"]
+    torch.testing.assert_close(some.mean, torch.full((4,), (0 + 3 + 6) / 3.0))
+    batches[4] = torch.full((1, 4), 1000.0)
+    block = whole_model(model, {"usual": model.usual, "rare": model.rare}, batches)
+    found = block.statistics(moments=False, most=3)
+    torch.testing.assert_close(found["rare"].mean, torch.full((4,), 1000.0))
+    torch.testing.assert_close(found["usual"].mean, torch.full((4,), (0 + 3 + 6 + 1) / 4.0))
+
+
 def test_modules_are_swapped() -> None:
     """A block may be a layer itself."""
     model, data = plain().eval(), rows()

@@ -287,6 +287,23 @@ class TestResume:
             gs.compress(copy.deepcopy(llama), "int8", calibration=batches, resume=tmp_path)
 
 
+class TestExactInputs:
+    def test_layers_that_lose_too_much(
+        self, llama: nn.Module, batches: list[dict[str, Tensor]]
+    ) -> None:
+        def kinds(limit: float | None) -> set[str]:
+            scheme = gs.Quantize("int8", method=gs.quantization.SmoothQuant(exact_above=limit))
+            model = gs.compress(copy.deepcopy(llama), scheme, calibration=batches)
+            return {
+                module.activations
+                for name, module in model.named_modules()
+                if isinstance(module, gs.nn.Linear) and name.endswith("_proj")
+            }
+
+        assert kinds(None) == kinds(1.0) == {"int8"}
+        assert kinds(0.0) == {"exact"}
+
+
 class TestErrors:
     @pytest.mark.parametrize("method", ["gptq", "awq", "smoothquant", "autoround"])
     def test_a_method_without_its_calibration(self, method: str) -> None:

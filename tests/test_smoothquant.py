@@ -16,7 +16,7 @@ from gossamer.calibration.sample import sample_rows
 from gossamer.calibration.scalable import find_scalable, fold
 from gossamer.quantization.channels import rounded_rows
 from gossamer.quantization.rtn import RTN
-from gossamer.quantization.smoothquant import SmoothQuant
+from gossamer.quantization.smoothquant import SmoothQuant, rows_error
 
 
 def measured(x: Tensor) -> Statistics:
@@ -54,6 +54,24 @@ def test_the_formula(alpha: float) -> None:
     exact = x.abs().amax(0) ** alpha / columns ** (1 - alpha)
     assert torch.allclose(s / s[0], exact / exact[0], rtol=1e-5)
     assert float(s.max() * s.min()) == pytest.approx(1)
+
+
+def test_what_rounding_rows_loses() -> None:
+    torch.manual_seed(0)
+    W, x = torch.eye(2), torch.tensor([[127.0, 0.4], [127.0, 1.0], [1.27, 0.0], [0.0, 0.0]])
+    squares = x.square().sum(1)
+    expected = (torch.tensor([0.16, 0.0, 0.0, 0.0]) / (squares + squares.median())).mean().sqrt()
+    assert rows_error(W, x, resolved("int8")) == pytest.approx(float(expected), rel=1e-5)
+    assert rows_error(W, x, resolved("int8", activations="exact")) == 0
+    assert rows_error(W, torch.zeros(3, 2), resolved("int8")) == 0
+
+
+@pytest.mark.parametrize(
+    "settings", [{"exact_above": -1.0}, {"exact_above": "0.1"}, {"exact_above": True}]
+)
+def test_limits_are_checked(settings: dict[str, Any]) -> None:
+    with pytest.raises(ValueError, match="SmoothQuant: exact_above: got "):
+        SmoothQuant(**settings)
 
 
 def test_rows_are_rounded_as_the_kernels_round_them() -> None:

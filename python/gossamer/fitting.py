@@ -34,12 +34,14 @@ from .fitting_layers import Fitting, learn, matrix, prepare, round_and_pack
 from .folding import folded
 from .nn.linear import is_conv1d
 from .pruning import Weighed, layer_sparsity
+from .quantization.smoothquant import rows_error
 from .recipe import Recipe
 from .replacing import find_cuts, replace
 from .resuming import Finished
 from .selection import Layer
 
 _CONVOLUTIONS = (nn.Conv1d, nn.Conv2d)
+_CALLS_TO_START = 16  # that the scales which learning begins with are searched by
 
 
 def why_not_fitted(layer: Layer) -> str:
@@ -115,13 +117,15 @@ def fit_blocks(
 def _fit_block(block: Block, fitting: Fitting) -> None:
     """Scale, prune, round and pack the layers of one block."""
     layers = [fitting.layers[name] for name in block.layers]
-    needs = {fitting.replacing.recipe_of(layer).needs for layer in layers}
+    recipes = {fitting.recipe_of(layer) for layer in layers}
+    needs = {recipe.needs for recipe in recipes}
     statistics: dict[str, Statistics] = {}
     if needs != {"nothing"}:
         with _telling_of_compress():
             statistics = block.statistics(
                 moments="moment" in needs,
-                histograms=any(fitting.recipe_of(layer).scales_inputs for layer in layers),
+                histograms=any(recipe.scales_inputs for recipe in recipes),
+                most=_CALLS_TO_START if all(it.only_learns for it in recipes) else None,
             )
         statistics = _scale(block, fitting, statistics)
     ready = {
@@ -155,7 +159,13 @@ def _scale(
             s = scaling.scales(weights, given, recipe.store.resolved(), tie=tie, x=x)
             fold(scalable, s)
             after.update(dict.fromkeys(names, scaled(given, s)))
-            samples[names[0]] = x / s
+            samples.update({name: samples[name] / s for name in names if name in samples})
+    for name, x in samples.items():
+        store, limit = recipes[name].store, recipes[name].exact_above
+        if store is None or limit is None:
+            continue
+        if rows_error(matrix(block.layers[name]), x, store.resolved()) > limit:
+            fitting.exact.add(name)
     return after
 
 

@@ -41,6 +41,8 @@ class Fitting:
         By name: the share of zeros, where layers differ.
     scalables : dict
         What find_scalable() knows from the blocks before.
+    exact : set of str
+        Layers that lose too much where x is rounded.
     """
 
     replacing: Replacing
@@ -48,6 +50,7 @@ class Fitting:
     results: list[LayerFit] = field(default_factory=list)
     sparsity: dict[str, float] = field(default_factory=dict)
     scalables: Known = field(default_factory=dict)
+    exact: set[str] = field(default_factory=set)
 
     def recipe_of(self, layer: Layer) -> Recipe:
         """What is done to a layer."""
@@ -182,6 +185,8 @@ def round_and_pack(item: Ready, statistics: Statistics | None, fitting: Fitting)
         method = method.replace(recipe.rounding.name, RTN.name)
     if prepared.storage.scheme is not None and recipe.rounding is not None:
         scheme = _rounded(item, recipe, statistics)
+        if layer.names[0] in fitting.exact:
+            scheme = replace(scheme, activations="exact")
         prepared.storage = replace(prepared.storage, scheme=scheme)
         if statistics is not None and scheme.resolved().static_scale:
             known = "min-max" if statistics.histogram is None else "percentile"  # after a scaling

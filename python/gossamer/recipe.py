@@ -101,9 +101,22 @@ class Recipe:
         return self.store is not None and self.store.resolved().static_scale
 
     @property
+    def exact_above(self) -> float | None:
+        """What rounding x may take from the outputs of a layer; None: anything."""
+        limits = (method.exact_above for method in self.scalings if method.name == "smoothquant")
+        return next(limits, None)
+
+    @property
     def learns(self) -> bool:
         """Whether the layers of a block are rounded together, by what the block computes."""
         return self.rounding is not None and self.rounding.name == "autoround"
+
+    @property
+    def only_learns(self) -> bool:
+        """Whether statistics of inputs only tell where learning begins."""
+        prunes_by_inputs = self.prune is not None and self.prune.needs != "nothing"
+        uses = self.scalings or self.correction or self.corrects_bias or self.scales_inputs
+        return self.learns and not (prunes_by_inputs or uses)
 
     @property
     def is_joint(self) -> bool:

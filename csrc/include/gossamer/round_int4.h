@@ -4,11 +4,12 @@
 //
 //   e[n,g]      = the entry of largest magnitude in the group, the negative one of two equals last
 //   scale[n,g]  = s e / -8 with the s of 1, 0.9, 0.8, 0.7, 0.6 (the first of equals) that minimizes
-//                 sum_k ( scale * clamp(round(W[n,k] / scale), -8, 7) - W[n,k] )^2          a NaN or infinity in the group gives NaN
+//                 sum_k | scale * clamp(round(W[n,k] / scale), -8, 7) - W[n,k] |^3          a NaN or infinity in the group gives NaN
 //   code[n,k]   = clamp( round(W[n,k] / scale) + zero_point, 0, 15 )                        zero_point 8 where there are none
 //
-// round is to nearest even. A scale of 0 divides as 1. s < 1 clips a few large weights and makes all steps finer. Squared errors add up in
-// fp32 in 16 lanes, so two scales whose errors are equal to rounding may change places between ISAs.
+// round is to nearest even. A scale of 0 divides as 1. s < 1 clips a few large weights and makes all steps finer. Cubes, as what is clipped
+// is large: its share of a sum of squares is too small for what it does to a model (docs/format-int4.md). They add up in fp32 in 16 lanes,
+// so two scales whose errors are equal to rounding may change places between ISAs; of weights below about 1e-11 they underflow, and s is 1.
 #pragma once
 #include <cstdint>
 

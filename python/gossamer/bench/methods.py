@@ -9,6 +9,7 @@ from typing import Any
 
 from gossamer.factorization import LowRankCorrection
 from gossamer.pruning import Prune
+from gossamer.quantization import SmoothQuant
 from gossamer.recipe import Step
 from gossamer.schemes import Quantize, method_name
 
@@ -90,10 +91,13 @@ _SPARSEGPT = Prune(0.5, method="sparsegpt")
 _GPTQ = Quantize("int4-g64", activations=EXACT, method="gptq")
 _RTN = Quantize("int4-g64", activations=EXACT)
 _OWL = Prune(0.5, method="wanda", allocation="owl")
+# Layers that lose more than 1.5 % by rounding x multiply it as it is.
+_SOME_EXACT = Quantize("int8", method=(SmoothQuant(exact_above=0.015), "gptq"))
 
 METHODS: tuple[Method, ...] = (
     Method("dense", DENSE),
     *_rounding("int8", ["rtn", "smoothquant"], "int8"),
+    Method("int8", "smoothquant + gptq, some x exact", (_SOME_EXACT,), calibrated=True),
     *_rounding("int4-g64", _WEIGHTS),
     *_rounding("int4-per-channel", _WEIGHTS),
     *_rounding("int4-g64-asym", ["rtn", "hqq", "gptq"]),

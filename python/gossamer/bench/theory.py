@@ -25,7 +25,7 @@ from functools import partial
 import torch
 
 # What a format makes of weights [n], given the largest magnitude of their group; of several, that
-# with the least error is taken.
+# with the least sum of cubed errors is taken.
 Rounding = Callable[[torch.Tensor, float], list[torch.Tensor]]
 
 MAXIMA = 32  # quantiles of the largest magnitude
@@ -63,18 +63,24 @@ def expected_error(name: str, group_size: int) -> float | None:
     rounding = ROUNDINGS.get(name)
     if rounding is None:
         return None
-    total = 0.0
-    for amax in _largest_magnitudes(group_size).tolist():
-        weights = torch.linspace(-amax, amax, POINTS, dtype=torch.float64)
-        density = torch.exp(-weights.square() / 2)
-        edge = torch.tensor([amax], dtype=torch.float64)
-        choices = zip(rounding(weights, amax), rounding(edge, amax), strict=True)
-        total += min(
-            (group_size - 1) * float((density * (weights - rounded).square()).sum() / density.sum())
-            + float((edge - largest).square())
-            for rounded, largest in choices
-        )
+    maxima = _largest_magnitudes(group_size).tolist()
+    total = sum(_error_sum(rounding, amax, group_size) for amax in maxima)
     return math.sqrt(total / group_size / MAXIMA)
+
+
+def _error_sum(rounding: Rounding, amax: float, group_size: int) -> float:
+    """Expected sum of the squared errors of a group whose largest magnitude is known."""
+    weights = torch.linspace(-amax, amax, POINTS, dtype=torch.float64)
+    density = torch.exp(-weights.square() / 2)
+    edge = torch.tensor([amax], dtype=torch.float64)
+
+    def moment(choice: tuple[torch.Tensor, torch.Tensor], power: int) -> float:
+        rounded, largest = choice
+        inner = (density * (weights - rounded).abs() ** power).sum() / density.sum()
+        return (group_size - 1) * float(inner) + float((edge - largest).abs() ** power)
+
+    choices = zip(rounding(weights, amax), rounding(edge, amax), strict=True)
+    return moment(min(choices, key=lambda choice: moment(choice, 3)), 2)
 
 
 def _largest_magnitudes(group_size: int) -> torch.Tensor:

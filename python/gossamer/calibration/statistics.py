@@ -125,6 +125,10 @@ class Gathering:
         for rows in self._rows(last.module, last.values):
             sums.add_rows(rows)
 
+    def has_all(self) -> bool:
+        """Whether every layer was given something."""
+        return set(self._modules) <= set().union(*self._sums)
+
     def results(self) -> dict[str, Statistics]:
         """By layer; those that were always given the same have the same object."""
         for key, sums in self._sums.items():

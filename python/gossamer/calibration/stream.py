@@ -95,7 +95,9 @@ class Block:
         """The block as it is now."""
         return self.model.get_submodule(self.name)
 
-    def statistics(self, *, moments: bool, histograms: bool = False) -> dict[str, Statistics]:
+    def statistics(
+        self, *, moments: bool, histograms: bool = False, most: int | None = None
+    ) -> dict[str, Statistics]:
         """Run the block, as it is now, over its calls and measure what its layers are given.
 
         Parameters
@@ -104,6 +106,8 @@ class Block:
             Whether to measure E[x xᵀ]: K² multiplications for each row of x.
         histograms : bool
             Whether to count magnitudes, for scales of whole tensors.
+        most : int, optional
+            Calls that are enough, once every layer has been called: some from everywhere.
 
         Returns
         -------
@@ -117,13 +121,18 @@ class Block:
         TypeError
             For a layer that is no linear layer and no convolution.
         """
-        masks = self.masks or [None] * len(self.calls)
+        count = len(self.calls)
+        enough = count if most is None else min(most, count)
+        stride = -(-count // max(enough, 1))
+        order = [index for first in range(stride) for index in range(first, count, stride)]
         gathering = Gathering(_FUNCTION, self.layers, moments=moments, histograms=histograms)
-        shown = Progress("measuring", len(self.calls), self.progress)
+        shown = Progress("measuring", enough, self.progress)
         with shown, gathering, evaluating(self.module), torch.no_grad():
-            for call, mask in zip(self.calls, masks, strict=True):
-                gathering.mask = mask
-                self._run(call)
+            for done, index in enumerate(order):
+                if done >= enough and gathering.has_all():
+                    break
+                gathering.mask = self.masks[index] if self.masks else None
+                self._run(self.calls[index])
                 gathering.close()
                 shown.advance(1)
         return gathering.results()

@@ -8,6 +8,7 @@ makes the steps of all of them coarse.
 
 from __future__ import annotations
 
+import math
 import numbers
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -43,11 +44,15 @@ class SmoothQuant:
         How much of the range moves from the inputs to the weights, in [0, 1]; 0.5 in the paper.
         None: for each input what loses least over the calibration, of 0.1, 0.2, ... 0.9 and of no
         scaling.
+    exact_above : float, optional
+        A layer whose outputs rounding x still changes by more than this share, as
+        :func:`rows_error` measures it, gets ``activations="exact"``: slower, where the processor
+        multiplies int8 faster than floats. None: none does.
 
     Raises
     ------
     ValueError
-        For an alpha outside of [0, 1].
+        For an alpha outside of [0, 1], or an `exact_above` that is no number from 0.
 
     References
     ----------
@@ -58,24 +63,27 @@ class SmoothQuant:
     --------
     >>> from gossamer.quantization import SmoothQuant
     >>> gs.Quantize("int8", method=SmoothQuant(alpha=0.5)).method
-    SmoothQuant(alpha=0.5)
+    SmoothQuant(alpha=0.5, exact_above=None)
     """
 
     name: ClassVar[str] = "smoothquant"
     needs: ClassVar[str] = "squares"
 
     alpha: float | None = None
+    exact_above: float | None = None
 
     def __post_init__(self) -> None:
-        alpha: object = self.alpha
-        if alpha is None:
-            return
-        number = isinstance(alpha, numbers.Real) and not isinstance(alpha, bool)
-        if not number or not 0 <= float(self.alpha or 0) <= 1:
-            raise ValueError(
-                f"SmoothQuant: alpha: got {_check.describe(alpha)}, wanted None or a number in "
-                "[0, 1]"
-            )
+        for argument, most, wanted in (
+            ("alpha", 1, "in [0, 1]"),
+            ("exact_above", math.inf, ">= 0"),
+        ):
+            value: object = getattr(self, argument)
+            number = isinstance(value, numbers.Real) and not isinstance(value, bool)
+            if value is not None and not (number and 0 <= float(getattr(self, argument)) <= most):
+                raise ValueError(
+                    f"SmoothQuant: {argument}: got {_check.describe(value)}, wanted None or a "
+                    f"number {wanted}"
+                )
 
     def scales(
         self,
@@ -146,14 +154,47 @@ def _error(W: Tensor, s: Tensor, x: Tensor | None, statistics: Statistics, schem
 def _measured_error(
     W: Tensor, s: Tensor, x: Tensor, statistics: Statistics, scheme: Scheme
 ) -> float:
-    """Sum of the squared errors of the outputs for these rows."""
-    found = x / s
-    if _activations(scheme) != "exact":
-        grouped = _activations(scheme) == "int8-group"
-        found = rounded_rows(found, scheme.group_size if grouped else None)
+    """Sum over these rows of the squared error of the output, relative to it."""
+    found = _as_multiplied(x / s, scheme)
     rounded = rounded_weight(W * s, scheme, statistics.squares / s.square())
-    lost = x @ W.T - found @ rounded.T
-    return float(lost.double().square().sum())
+    y = x @ W.T
+    return float(_relative_squares(y - found @ rounded.T, y).sum())
+
+
+def rows_error(W: Tensor, x: Tensor, scheme: Scheme) -> float:
+    """What rounding rows of x does to the outputs of a layer, with the weight as it is.
+
+    Parameters
+    ----------
+    W : Tensor
+        Shape (N, K).
+    x : Tensor
+        Shape (R, K).
+    scheme : Scheme
+        Whose activations tell how x is rounded.
+
+    Returns
+    -------
+    float
+        ``sqrt(mean_r |W (x_r - rounded x_r)|² / (|W x_r|² + median |W x|²))``
+    """
+    W, x = W.float(), x.float()
+    lost = (x - _as_multiplied(x, scheme)) @ W.T
+    return math.sqrt(float(_relative_squares(lost, x @ W.T).mean()))
+
+
+def _as_multiplied(x: Tensor, scheme: Scheme) -> Tensor:
+    """Rows as the kernels of a scheme see them."""
+    kind = _activations(scheme)
+    if kind == "exact":
+        return x
+    return rounded_rows(x, scheme.group_size if kind == "int8-group" else None)
+
+
+def _relative_squares(lost: Tensor, y: Tensor) -> Tensor:
+    """For each row. A few tokens can be a thousand times the others, and would decide alone."""
+    norms = y.double().square().sum(1)
+    return lost.double().square().sum(1) / (norms + norms.median()).clamp_(min=1e-30)
 
 
 def _expected_error(W: Tensor, s: Tensor, statistics: Statistics, scheme: Scheme) -> float:

@@ -74,7 +74,7 @@ inline float best_scale(const float* w, int64_t count) {
             const Vec x = load(line + v * Vec::width);
             for (int c = 0; c < kCandidates; ++c) {
                 const Vec scale = broadcast(scales[c]), error = levels_of(x, scale) * scale - x;
-                sums[c][v] = multiply_add(error, error, sums[c][v]);
+                sums[c][v] = multiply_add(error * error, absolute(error), sums[c][v]);
             }
         }
     });
