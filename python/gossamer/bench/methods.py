@@ -98,6 +98,9 @@ METHODS: tuple[Method, ...] = (
     Method("dense", DENSE),
     *_rounding("int8", ["rtn", "smoothquant"], "int8"),
     Method("int8", "smoothquant + gptq, some x exact", (_SOME_EXACT,), calibrated=True),
+    # A scale for each group of x, too.
+    *_rounding("int8-g64", ["rtn"], "int8-group"),
+    *_rounding("int8-g32", ["rtn"], "int8-group"),
     *_rounding("int4-g64", _WEIGHTS),
     *_rounding("int4-per-channel", _WEIGHTS),
     *_rounding("int4-g64-asym", ["rtn", "hqq", "gptq"]),
