@@ -219,17 +219,23 @@ class Routed(nn.Module):
         return y
 
 
-def test_statistics_of_some_calls_are_spread_and_go_on_until_all_layers_were_called() -> None:
+def test_statistics_of_some_rows_go_on_until_all_layers_have_them() -> None:
     model = Routed()
     batches = [torch.full((1, 4), float(index)) for index in range(9)]
     block = whole_model(model, {"usual": model.usual}, batches)
-    some = block.statistics(moments=False, most=3)["usual"]
-    torch.testing.assert_close(some.mean, torch.full((4,), (0 + 3 + 6) / 3.0))
-    batches[4] = torch.full((1, 4), 1000.0)
-    block = whole_model(model, {"usual": model.usual, "rare": model.rare}, batches)
-    found = block.statistics(moments=False, most=3)
-    torch.testing.assert_close(found["rare"].mean, torch.full((4,), 1000.0))
-    torch.testing.assert_close(found["usual"].mean, torch.full((4,), (0 + 3 + 6 + 1) / 4.0))
+    some = block.statistics(moments=False, rows=3)["usual"]
+    assert some.rows == 3
+    assert torch.equal(some.mean, block.statistics(moments=False, rows=3)["usual"].mean)
+    assert (
+        len({block.statistics(moments=False, rows=rows)["usual"].rows for rows in (1, 9, 99)}) == 2
+    )
+    for rare in range(9):
+        batches = [torch.full((1, 4), 1000.0 if index == rare else 1.0) for index in range(9)]
+        block = whole_model(model, {"usual": model.usual, "rare": model.rare}, batches)
+        found = block.statistics(moments=False, rows=1)
+        assert found["rare"].rows == 1
+        assert found["rare"].mean.tolist() == [1000.0] * 4
+        assert found["usual"].rows >= 1
 
 
 def test_modules_are_swapped() -> None:

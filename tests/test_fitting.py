@@ -350,6 +350,25 @@ class TestStaticActivations:
         with pytest.raises(ValueError, match="calibration: int8-static needs one"):
             gs.compress(copy.deepcopy(llama), scheme)
 
+    @pytest.mark.parametrize("method", ["rtn", "smoothquant"])
+    def test_how_the_scale_is_found(self, method: str) -> None:
+        x = torch.randn(2048, 48)
+        x[0, 0] = 20.0
+
+        def scale(activations: str) -> float:
+            model = nn.Sequential(nn.Sequential(nn.Linear(48, 48)), nn.Sequential(nn.ReLU()))
+            torch.nn.init.eye_(model[0][0].weight)
+            scheme = gs.Quantize("int8", activations=activations, method=method)
+            found: float = gs.compress(model, scheme, calibration=[x])[0][0].input_scale
+            return found
+
+        largest = scale("int8-static-min-max")
+        assert largest == pytest.approx(20 / 127)
+        assert scale("int8-static-mse") < largest
+        assert scale("int8-static") < scale("int8-static-mse")
+        with pytest.raises(ValueError, match="activations: got 'int8-static-max', wanted"):
+            gs.Quantize("int8", activations="int8-static-max")
+
 
 def test_learned_rounding_of_a_pruned_model_remembers_the_weights_before(
     llama: nn.Module, batches: list[dict[str, Tensor]]

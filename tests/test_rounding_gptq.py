@@ -9,9 +9,12 @@ import pytest
 import torch
 from torch import Tensor
 
+import gossamer as gs
+from gossamer.calibration import known
 from gossamer.formats import SparseInt4
 from gossamer.formats.grids import Grid, fit_grid
-from gossamer.quantization import GPTQ, RTN, gptq
+from gossamer.pruning import SparseGPT
+from gossamer.quantization import GPTQ, RTN
 
 from .rounding_layers import SCHEMES, inputs, output_error, scheme_of, statistics_of, weight
 
@@ -163,15 +166,21 @@ def test_layers_with_the_same_statistics_are_factored_once(
         calls.append(moment)
         return factor(moment, **settings)
 
-    factor = gptq.factor
-    monkeypatch.setattr(gptq, "factor", counted)
+    factor = known.factor
+    monkeypatch.setattr(known, "factor", counted)
     shared, scheme = statistics_of(inputs(100, 32, 8)), scheme_of("int4-g16")
     for seed in range(3):
         GPTQ().round(weight(4, 32, seed), scheme, shared)
     assert len(calls) == 1
     GPTQ(damping=0.1).round(weight(4, 32, 0), scheme, shared)
+    GPTQ().round(weight(4, 32, 0), scheme, shared)  # both are kept
+    assert len(calls) == 2
     GPTQ(damping=0.1).round(weight(4, 32, 0), scheme, replace(shared))
     assert len(calls) == 3
+    prune, pruning = gs.Prune(0.5, method="sparsegpt"), SparseGPT()
+    for seed in range(2):
+        pruning.prune(weight(4, 32, seed), shared, prune)
+    assert len(calls) == 4
 
 
 def test_bad_statistics_are_refused() -> None:

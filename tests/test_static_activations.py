@@ -225,8 +225,8 @@ class TestSchemes:
     def test_resolved(self) -> None:
         static = gs.Quantize("int4-g32", activations="int8-static")
         assert static.resolved().activations == "int8"
-        assert static.resolved().static_scale
-        assert not gs.Quantize("int4-g32").resolved().static_scale
+        assert static.resolved().static_scale == "percentile"
+        assert gs.Quantize("int4-g32").resolved().static_scale is None
         with pytest.raises(ValueError, match=r"Quantize: activations: got 'int8-static', wanted"):
             gs.Quantize("fp8", activations="int8-static")
 

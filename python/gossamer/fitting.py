@@ -34,14 +34,13 @@ from .fitting_layers import Fitting, learn, matrix, prepare, round_and_pack
 from .folding import folded
 from .nn.linear import is_conv1d
 from .pruning import Weighed, layer_sparsity
-from .quantization.smoothquant import rows_error
 from .recipe import Recipe
 from .replacing import find_cuts, replace
 from .resuming import Finished
 from .selection import Layer
 
 _CONVOLUTIONS = (nn.Conv1d, nn.Conv2d)
-_CALLS_TO_START = 16  # that the scales which learning begins with are searched by
+_ROWS_TO_START = 8192  # of x, by which the scales that learning begins with are searched
 
 
 def why_not_fitted(layer: Layer) -> str:
@@ -119,15 +118,18 @@ def _fit_block(block: Block, fitting: Fitting) -> None:
     layers = [fitting.layers[name] for name in block.layers]
     recipes = {fitting.recipe_of(layer) for layer in layers}
     needs = {recipe.needs for recipe in recipes}
-    statistics: dict[str, Statistics] = {}
-    if needs != {"nothing"}:
+
+    def measured() -> dict[str, Statistics]:
         with _telling_of_compress():
-            statistics = block.statistics(
+            return block.statistics(
                 moments="moment" in needs,
                 histograms=any(recipe.scales_inputs for recipe in recipes),
-                most=_CALLS_TO_START if all(it.only_learns for it in recipes) else None,
+                rows=_ROWS_TO_START if all(it.only_learns for it in recipes) else None,
             )
-        statistics = _scale(block, fitting, statistics)
+
+    statistics = {} if needs == {"nothing"} else _scale(block, fitting, measured())
+    if any(recipe.scalings and recipe.scales_inputs for recipe in recipes):
+        statistics = measured()  # histograms cannot be scaled
     ready = {
         layer.names[0]: prepare(layer, fitting, statistics.get(layer.names[0])) for layer in layers
     }
@@ -161,10 +163,7 @@ def _scale(
             after.update(dict.fromkeys(names, scaled(given, s)))
             samples.update({name: samples[name] / s for name in names if name in samples})
     for name, x in samples.items():
-        store, limit = recipes[name].store, recipes[name].exact_above
-        if store is None or limit is None:
-            continue
-        if rows_error(matrix(block.layers[name]), x, store.resolved()) > limit:
+        if recipes[name].wants_exact(matrix(block.layers[name]), x):
             fitting.exact.add(name)
     return after
 

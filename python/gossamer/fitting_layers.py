@@ -188,9 +188,9 @@ def round_and_pack(item: Ready, statistics: Statistics | None, fitting: Fitting)
         if layer.names[0] in fitting.exact:
             scheme = replace(scheme, activations="exact")
         prepared.storage = replace(prepared.storage, scheme=scheme)
-        if statistics is not None and scheme.resolved().static_scale:
-            known = "min-max" if statistics.histogram is None else "percentile"  # after a scaling
-            prepared.input_scale = static_scale(statistics, known) / 127
+        static = scheme.resolved().static_scale
+        if statistics is not None and static is not None:
+            prepared.input_scale = static_scale(statistics, static) / 127
     moment = statistics.moment if statistics else None
     if recipe.correction and moment is not None:
         fitting.replacing.moments[id(layer)] = moment

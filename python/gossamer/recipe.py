@@ -14,6 +14,7 @@ from .factorization.correction import LowRankCorrection, sum_of
 from .formats import FORMATS
 from .pruning import Prune
 from .quantization import METHODS
+from .quantization.smoothquant import rows_error
 from .schemes import SCALINGS, SCHEMES, Quantize, Scheme
 from .sparse_choice import PATTERNS, USUAL_BATCH, Batch, SparseKind, check_batch, choose
 
@@ -98,13 +99,14 @@ class Recipe:
     @property
     def scales_inputs(self) -> bool:
         """Whether all rows that a layer is given have one scale, which calibration finds."""
-        return self.store is not None and self.store.resolved().static_scale
+        return self.store is not None and self.store.resolved().static_scale is not None
 
-    @property
-    def exact_above(self) -> float | None:
-        """What rounding x may take from the outputs of a layer; None: anything."""
-        limits = (method.exact_above for method in self.scalings if method.name == "smoothquant")
-        return next(limits, None)
+    def wants_exact(self, W: Tensor, x: Tensor) -> bool:
+        """Whether a layer [N, K] loses too much where rows [R, K] of x are rounded."""
+        limits = [method.exact_above for method in self.scalings if method.name == "smoothquant"]
+        if self.store is None or not limits or limits[0] is None:
+            return False
+        return bool(rows_error(W, x, self.store.resolved()) > limits[0])
 
     @property
     def learns(self) -> bool:
@@ -160,7 +162,7 @@ class Recipe:
             return next(name for name in names[::-1] if name not in ("", "magnitude"))
         found = next((m.name for m in self._methods if m.name not in _DATA_FREE), "")
         found = found or ("correct_bias" if self.corrects_bias else "")
-        return found or ("int8-static" if self.scales_inputs else "")
+        return found or (str(self.store.activations) if self.store and self.scales_inputs else "")
 
     @property
     def _methods(self) -> tuple[Any, ...]:

@@ -21,7 +21,12 @@ _ASYMMETRIC = {"symmetric": False}
 # settings.
 SCALINGS = ("awq", "smoothquant")
 ROUNDINGS = ("rtn", "gptq", "hqq", "autoround")
-_STATIC = "int8-static"
+# One scale for all rows, which calibration finds: by which method of static_scale().
+STATIC = {
+    "int8-static": "percentile",
+    "int8-static-mse": "mse",
+    "int8-static-min-max": "min-max",
+}
 
 
 @dataclass(frozen=True)
@@ -39,16 +44,16 @@ class Scheme:
         multiplied as it is. None: the first that the format offers.
     settings : mapping
         Further arguments of the format's ``quantize``.
-    static_scale : bool
-        Whether "int8" activations have one scale, which calibration finds, instead of one for each
-        row.
+    static_scale : str or None
+        How calibration finds the scale of "int8" activations, if all rows have the same:
+        "percentile", "mse" or "min-max".
     """
 
     format: str
     group_size: int | None = None
     activations: str | None = None
     settings: Mapping[str, Any] = field(default_factory=dict)
-    static_scale: bool = False
+    static_scale: str | None = None
 
 
 SCHEMES: dict[str, Scheme] = {
@@ -100,7 +105,9 @@ class Quantize:
         128 x 128; for sparse-int8 and sparse-int4 as without the zeros. None: what the scheme says.
     activations : str, optional
         "int8": each row of x is rounded to int8, with a scale of its own; "int8-static": with one
-        scale for all rows, which the ``calibration`` of :func:`gossamer.compress` finds;
+        scale for all rows, which the ``calibration`` of :func:`gossamer.compress` finds, by the
+        99.99th percentile; "int8-static-mse", "int8-static-min-max": by the squared error, or the
+        largest magnitude;
         "int8-group": each group of a row, the groups being those of the weight, so that outliers in
         x cost less accuracy; "exact": only weights are rounded. None: what the scheme says. fp8,
         bf16, sparse-bf16 and sparse-fp32 are "exact" always.
@@ -140,7 +147,7 @@ class Quantize:
             _check.group_size("Quantize", self.group_size, form.group_sizes)
         kinds = form.activation_kinds
         _check.activations(
-            "Quantize", self.activations, (*kinds, _STATIC) if "int8" in kinds else kinds
+            "Quantize", self.activations, (*kinds, *STATIC) if "int8" in kinds else kinds
         )
         if isinstance(self.method, list | tuple):  # of one is that one; the dataclass is frozen
             method = self.method[0] if len(self.method) == 1 else tuple(self.method)
@@ -161,22 +168,21 @@ class Quantize:
         Returns
         -------
         Scheme
-            With its activations, too: of "int8-static" they are "int8", with ``static_scale``.
+            With its activations, too: of "int8-static..." they are "int8", with ``static_scale``.
 
         Examples
         --------
         >>> gs.Quantize("nf4", group_size=32).resolved()
-        Scheme(format='nf4', group_size=32, activations='int8', settings={}, static_scale=False)
+        Scheme(format='nf4', group_size=32, activations='int8', settings={}, static_scale=None)
         """
         scheme = SCHEMES[self.scheme]
         kinds = FORMATS[scheme.format].activation_kinds
         activations = self.activations or scheme.activations or kinds[0]
-        static = activations == _STATIC
         return replace(
             scheme,
             group_size=self.group_size or scheme.group_size,
-            activations="int8" if static else activations,
-            static_scale=static,
+            activations="int8" if activations in STATIC else activations,
+            static_scale=STATIC.get(activations),
         )
 
     def quantize(self, W: Any) -> Format:
@@ -228,9 +234,10 @@ def as_quantize(function: str, scheme: object) -> Quantize:
 
 
 def check_calibrated(function: str, scheme: Quantize, input_scale: float | None) -> None:
-    """Activations "int8-static" need the scale that calibration finds."""
+    """Static activations need the scale that calibration finds."""
     if input_scale is None and scheme.resolved().static_scale:
         raise ValueError(
-            f"{function}: input_scale: got None, wanted a number: {_STATIC!r} activations have one "
-            "scale, which calibration finds: gs.compress(..., calibration=batches)"
+            f"{function}: input_scale: got None, wanted a number: activations "
+            f"{scheme.activations!r} have one scale, which calibration finds: "
+            "gs.compress(..., calibration=batches)"
         )

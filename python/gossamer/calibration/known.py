@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+from weakref import WeakKeyDictionary
+
 import torch
 from torch import Tensor
 
 from .. import _check
+from .inverse_factor import Factor, factor
 from .statistics import Statistics
+
+# Of the last statistics only: layers that share their inputs come one after the other.
+_factors: WeakKeyDictionary[Statistics, dict[tuple[float, bool], Factor]] = WeakKeyDictionary()
 
 
 def squares_of(function: str, statistics: Statistics | None, K: int) -> Tensor:
@@ -34,6 +40,20 @@ def moment_of(function: str, statistics: Statistics | None, K: int) -> Tensor:
     if not bool(low.isfinite() & high.isfinite()):
         raise ValueError(f"{function}: statistics: moment: got NaN or infinity, wanted E[x xᵀ]")
     return moment
+
+
+def factor_of(
+    function: str, statistics: Statistics | None, K: int, *, damping: float, order: bool = False
+) -> tuple[Tensor, Factor]:
+    """E[x xᵀ] as of `moment_of`, and the factor of its inverse, which is not computed twice."""
+    moment = moment_of(function, statistics, K)
+    assert statistics is not None  # moment_of has seen it
+    if statistics not in _factors:
+        _factors.clear()
+    known = _factors.setdefault(statistics, {})
+    if (damping, order) not in known:
+        known[damping, order] = factor(moment, damping=damping, order=order)
+    return moment, known[damping, order]
 
 
 def _known(function: str, statistics: Statistics | None) -> Statistics:

@@ -125,9 +125,12 @@ class Gathering:
         for rows in self._rows(last.module, last.values):
             sums.add_rows(rows)
 
-    def has_all(self) -> bool:
-        """Whether every layer was given something."""
-        return set(self._modules) <= set().union(*self._sums)
+    def least_rows(self) -> int:
+        """How many the layer was given that was given the fewest."""
+        return min(
+            sum(sums.rows for names, sums in self._sums.items() if name in names)
+            for name in self._modules
+        )
 
     def results(self) -> dict[str, Statistics]:
         """By layer; those that were always given the same have the same object."""

@@ -96,7 +96,7 @@ class Block:
         return self.model.get_submodule(self.name)
 
     def statistics(
-        self, *, moments: bool, histograms: bool = False, most: int | None = None
+        self, *, moments: bool, histograms: bool = False, rows: int | None = None
     ) -> dict[str, Statistics]:
         """Run the block, as it is now, over its calls and measure what its layers are given.
 
@@ -106,8 +106,8 @@ class Block:
             Whether to measure E[x xᵀ]: K² multiplications for each row of x.
         histograms : bool
             Whether to count magnitudes, for scales of whole tensors.
-        most : int, optional
-            Calls that are enough, once every layer has been called: some from everywhere.
+        rows : int, optional
+            So many of x are enough for each layer: calls are then taken at random, always the same.
 
         Returns
         -------
@@ -121,20 +121,18 @@ class Block:
         TypeError
             For a layer that is no linear layer and no convolution.
         """
-        count = len(self.calls)
-        enough = count if most is None else min(most, count)
-        stride = -(-count // max(enough, 1))
-        order = [index for first in range(stride) for index in range(first, count, stride)]
+        count, seed = len(self.calls), torch.Generator().manual_seed(0)
+        order = range(count) if rows is None else torch.randperm(count, generator=seed).tolist()
         gathering = Gathering(_FUNCTION, self.layers, moments=moments, histograms=histograms)
-        shown = Progress("measuring", enough, self.progress)
+        shown = Progress("measuring", count, self.progress)
         with shown, gathering, evaluating(self.module), torch.no_grad():
-            for done, index in enumerate(order):
-                if done >= enough and gathering.has_all():
-                    break
+            for index in order:
                 gathering.mask = self.masks[index] if self.masks else None
                 self._run(self.calls[index])
                 gathering.close()
                 shown.advance(1)
+                if rows is not None and gathering.least_rows() >= rows:
+                    break
         return gathering.results()
 
     def outputs(self, calls: Sequence[Call]) -> list[Tensor]:

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, ClassVar
 
 from torch import Tensor
 
-from ..calibration.known import moment_of
-from ..calibration.obs import Factor, Select, factor, update
+from ..calibration.known import factor_of
+from ..calibration.obs import Factor, Select, update
 from ..calibration.statistics import Statistics
 from ..formats.grids import Grid
 from ..formats.groups import finite_matrix
@@ -109,14 +109,13 @@ class SparseGPT:
             The values, and which of them stay; without `iterations` also their codes on the grid.
         """
         W = finite_matrix("SparseGPT", W).float()
-        moment = moment_of("SparseGPT", statistics, W.shape[1])
+        moment, factored = factor_of("SparseGPT", statistics, W.shape[1], damping=self.damping)
         select: Select | None = None
         if prune.n_of_m is None:
             share = prune.sparsity if sparsity is None else sparsity
             assert share is not None
             by_row = prune.scope == "row"
             select = partial(keep_costliest, share=share, by_row=by_row, block=prune.block)
-        factored = factor(moment, damping=self.damping)
         found = update(W, factored, select=select, n_of_m=prune.n_of_m, grid=grid)
         assert found.keep is not None
         if not self.iterations:

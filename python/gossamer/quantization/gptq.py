@@ -4,13 +4,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
-from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor
 
-from ..calibration.known import moment_of
-from ..calibration.obs import Factor, factor, update
+from ..calibration.known import factor_of
+from ..calibration.obs import Factor, update
 from ..formats import Format
 from ..formats.grids import Grid, fit_grid
 from ..schemes import Scheme
@@ -117,9 +116,9 @@ class GPTQ:
             that has no grid.
         """
         W = checked("GPTQ.round", W, keep)
-        moment = moment_of("GPTQ.round", statistics, W.shape[1])
-        assert statistics is not None  # moment_of has seen it
-        factored = _factored(statistics, moment, self.damping, self.act_order)
+        moment, factored = factor_of(
+            "GPTQ.round", statistics, W.shape[1], damping=self.damping, order=self.act_order
+        )
         importance, kept = _importance(factored), masked(W, keep)
         form, size, settings = scheme.format, scheme.group_size, scheme.settings
         grid = fit_grid(form, size, settings, kept, importance=importance)
@@ -186,17 +185,3 @@ def _damped(moment: Tensor, factored: Factor) -> Tensor:
     if bool(alive.any()):
         H.diagonal()[alive] += factored.damping * H.diagonal()[alive].mean()
     return H
-
-
-# The last factor: layers that share their inputs come one after the other.
-_last: WeakKeyDictionary[Statistics, tuple[float, bool, Factor]] = WeakKeyDictionary()
-
-
-def _factored(statistics: Statistics, moment: Tensor, damping: float, order: bool) -> Factor:
-    known = _last.get(statistics)
-    if known is not None and known[:2] == (damping, order):
-        return known[2]
-    found = factor(moment, damping=damping, order=order)
-    _last.clear()
-    _last[statistics] = (damping, order, found)
-    return found
