@@ -90,6 +90,12 @@ class TestTables:
             ("dense", DENSE),
         ]
 
+    def test_the_front_as_a_table(self) -> None:
+        shown = methods_tables.front(ROWS, "smollm2")
+        _, lines = methods_tables.flat_table(ROWS, "smollm2", shown)
+        assert sorted(line[1] for line in lines) == [DENSE, "gptq", "rtn"]
+        assert ["int4-g64", "gptq", "24.00", "60%", "50.0", "100", "40"] in lines
+
     def test_plot(self, tmp_path: Path) -> None:
         pytest.importorskip("matplotlib")
         methods_tables.plot_front(tmp_path / "front.png", ROWS, "smollm2")

@@ -34,8 +34,10 @@ def tables(rows: Sequence[Row]) -> list[Table]:
     return found
 
 
-def flat_table(rows: Sequence[Row], model: str) -> tuple[list[str], list[list[str]]]:
-    """Header and cells of all methods on one model, with their groups."""
+def flat_table(
+    rows: Sequence[Row], model: str, shown: Sequence[Row] | None = None
+) -> tuple[list[str], list[list[str]]]:
+    """Header and cells of methods on one model, with their groups: those shown, or all."""
     mine = [row for row in rows if row["model"] == model]
     if not mine:
         raise ValueError(f"flat_table: rows: none of {model}")
@@ -43,14 +45,16 @@ def flat_table(rows: Sequence[Row], model: str) -> tuple[list[str], list[list[st
     header = ["group", "method", metric, "of the loss removed", "MB", "s", "s without the model"]
     lines = []
     for row in sorted(mine, key=lambda row: _groups(mine).index(row["group"])):
+        if shown is not None and row not in shown:
+            continue
         same = [other for other in mine if other["group"] == row["group"]]
         lines.append([row["group"], *_cells(row, same, dense, metric)])
     return header, lines
 
 
 def front(rows: Sequence[Row], model: str) -> list[Row]:
-    """The rows that no other beats in bytes and quality, from the smallest on."""
-    mine = [row for row in rows if row["model"] == model and row["failure"] is None]
+    """Our rows that no other beats in bytes and quality, from the smallest on."""
+    mine = _ours(rows, model)
     metric = _metric(mine)
     sign = 1 if metric in LOWER_IS_BETTER else -1
     best: list[Row] = []
@@ -72,11 +76,7 @@ def plot_front(path: Path, rows: Sequence[Row], model: str) -> None:
     """
     from gossamer.reporting.plots import quality_points
 
-    mine = [
-        row
-        for row in rows
-        if row["model"] == model and row["failure"] is None and row["tool"] == OURS
-    ]
+    mine = _ours(rows, model)
     if not mine:
         raise ValueError(f"plot_front: rows: none of {model}")
     metric = _metric(mine)
@@ -127,6 +127,11 @@ def _removed(value: float, group: Sequence[Row], dense: Row | None, metric: str)
         return "-"
     best, worst = dense["quality"][metric], base["quality"][metric]
     return "-" if worst == best else f"{(worst - value) / (worst - best) + 0.0:.0%}"
+
+
+def _ours(rows: Sequence[Row], model: str) -> list[Row]:
+    found = [row for row in rows if row["model"] == model and row["failure"] is None]
+    return [row for row in found if row["tool"] == OURS]
 
 
 def _dense(rows: Sequence[Row]) -> Row | None:

@@ -101,7 +101,7 @@ def render(measured: Results, part: str | None = None) -> str:
     elif kinds == {"lowrank-quality"}:
         tables = [_lowrank_quality_table(measured.rows)]
     elif kinds == {"method-quality"}:
-        tables = _method_tables(measured.rows)
+        tables = _method_tables(measured.rows, part)
     elif kinds <= {"accuracy", "quality"} and kinds:
         tables = [_accuracy_table(measured.rows)]
     else:
@@ -199,7 +199,8 @@ def _lowrank_quality_table(rows: Sequence[Row]) -> str:
     return title + _table(*lowrank_quality_tables.table(rows)) + f"\n{below}\n"
 
 
-def _method_tables(rows: Sequence[Row]) -> list[str]:
+def _method_tables(rows: Sequence[Row], part: str | None) -> list[str]:
+    """For each model: all methods, or those that no other beats in bytes and quality."""
     from gossamer.bench import methods_tables, quality_subjects
 
     found = []
@@ -209,7 +210,8 @@ def _method_tables(rows: Sequence[Row]) -> list[str]:
         )
         title = quality_subjects.QUALITY_SUBJECTS[model].title
         what = f"judged by {windows} windows, calibrated with {calibration}"
-        table = _table(*methods_tables.flat_table(rows, model))
+        shown = methods_tables.front(rows, model) if part == "front" else rows
+        table = _table(*methods_tables.flat_table(rows, model, shown))
         found.append(f"**{title}**: {what}\n\n{table}")
     return found
 
