@@ -152,6 +152,19 @@ class TestMethods:
             errors[method] = error(model, llama, batches)
         assert errors["gptq"] < errors["rtn"]
 
+    def test_zeros_and_codes_of_one_pass_are_stored_as_they_are(
+        self, llama: nn.Module, batches: list[dict[str, Tensor]]
+    ) -> None:
+        published = gs.pruning.SparseGPT(iterations=0)
+        steps = [
+            gs.Prune(0.5, method=published),
+            gs.Quantize("int4-g32", activations="exact", method="gptq"),
+        ]
+        model = gs.compress(copy.deepcopy(llama), steps, calibration=batches, ignore=["*embed*"])
+        found = [layer for layer in gs.report(model).layers if "proj" in layer.name]
+        assert all(abs(layer.sparsity - 0.5) < 0.06 for layer in found)  # some round to zero
+        assert 0 < error(model, llama, batches) < 1
+
     def test_a_correction_sees_the_weight_before_all_steps(
         self, llama: nn.Module, batches: list[dict[str, Tensor]]
     ) -> None:

@@ -107,7 +107,6 @@ def prepare(layer: Layer, fitting: Fitting, statistics: Statistics | None) -> Re
     W = matrix(original)
     form = recipe.joint_form
     with naming(layer):
-        # The importance of columns matters less than their correlation, which follows.
         grid = None
         if form is not None:
             grid = fit_grid(form.format, form.group_size, form.settings, W.float())
@@ -123,11 +122,9 @@ def prepare(layer: Layer, fitting: Fitting, statistics: Statistics | None) -> Re
     values = {"weight": from_matrix(original, found.values.to(W.dtype), shape)}
     prepared = Prepared(layer, original, with_values(original, values), how)
     ready = Ready(prepared, found.values, found.keep)
-    if grid and how.scheme:
-        # What was found is the best with these zeros, so what rounding adds to its error adds to
-        # that of W: rounding it is rounding W, with the zeros fixed.
-        scheme = how.scheme.resolved()
-        ready.rounded = recipe.rounding.round(found.values, scheme, statistics, found.keep)
+    if found.codes is not None and how.scheme:
+        sparse = how.scheme.resolved().format.startswith("sparse-")
+        ready.rounded = found.to_format(sparse=sparse)
     return ready
 
 

@@ -12,7 +12,7 @@ from torch import Tensor
 from . import _check
 from .factorization.correction import LowRankCorrection, sum_of
 from .formats import FORMATS
-from .pruning import Prune
+from .pruning import Prune, SparseGPT
 from .quantization import METHODS
 from .quantization.smoothquant import rows_error
 from .schemes import SCALINGS, SCHEMES, Quantize, Scheme
@@ -122,9 +122,11 @@ class Recipe:
 
     @property
     def is_joint(self) -> bool:
-        """Whether weights are pruned and rounded in one pass."""
-        methods = self.prune and self.prune.method_settings.name, getattr(self.rounding, "name", "")
-        return methods == ("sparsegpt", "gptq")
+        """Whether weights are pruned and rounded in one pass: SparseGPT as published, and GPTQ."""
+        if self.prune is None or getattr(self.rounding, "name", "") != "gptq":
+            return False
+        method = self.prune.method_settings
+        return isinstance(method, SparseGPT) and method.iterations == 0
 
     @property
     def joint_form(self) -> Scheme | None:

@@ -57,6 +57,12 @@ class SparseGPT:
     the mask takes account of it. With `iterations` they leave the grid again, for a method of
     rounding to bring them back.
 
+    Before "gptq" in a recipe: without `iterations` one pass finds zeros and codes. With them, zeros
+    are chosen among weights that are not rounded, the others refined, and GPTQ then makes up for
+    each rounding within what stays. That is better on SmolLM2 (50 % zeros, int4 in groups of 64,
+    16 windows to calibrate: perplexity 36.9; 40.0 with a mask that takes account of the grid; 38.3
+    rounded to nearest).
+
     References
     ----------
     Frantar and Alistarh, "SparseGPT: Massive Language Models Can Be Accurately Pruned in One-Shot",
