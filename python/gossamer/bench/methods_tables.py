@@ -112,7 +112,7 @@ def _cells(row: Row, group: Sequence[Row], dense: Row | None, metric: str) -> li
         passes = 2 * dense["seconds"]
     return [
         name,
-        f"{value:.2f}" if metric in LOWER_IS_BETTER else f"{value:.4f}",
+        f"{value:.2f}" if value >= 10 else f"{value:.4f}",
         _removed(value, group, dense, metric),
         "-" if size is None else f"{size / 1e6:.1f}",
         f"{seconds:.0f}",
