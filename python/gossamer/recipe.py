@@ -13,8 +13,7 @@ from . import _check
 from .factorization.correction import LowRankCorrection, sum_of
 from .formats import FORMATS
 from .pruning import Prune, SparseGPT
-from .quantization import METHODS
-from .quantization.smoothquant import rows_error
+from .quantization import GPTQ, METHODS, SmoothQuant
 from .schemes import SCALINGS, SCHEMES, Quantize, Scheme
 from .sparse_choice import PATTERNS, USUAL_BATCH, Batch, SparseKind, check_batch, choose
 
@@ -103,10 +102,13 @@ class Recipe:
 
     def wants_exact(self, W: Tensor, x: Tensor) -> bool:
         """Whether a layer [N, K] loses too much where rows [R, K] of x are rounded."""
-        limits = [method.exact_above for method in self.scalings if method.name == "smoothquant"]
-        if self.store is None or not limits or limits[0] is None:
+        if self.store is None:
             return False
-        return bool(rows_error(W, x, self.store.resolved()) > limits[0])
+        scheme = self.store.resolved()
+        return any(
+            isinstance(method, SmoothQuant) and method.wants_exact(W, x, scheme)
+            for method in self.scalings
+        )
 
     @property
     def learns(self) -> bool:
@@ -121,18 +123,13 @@ class Recipe:
         return self.learns and not (prunes_by_inputs or uses)
 
     @property
-    def is_joint(self) -> bool:
-        """Whether weights are pruned and rounded in one pass: SparseGPT as published, and GPTQ."""
-        if self.prune is None or getattr(self.rounding, "name", "") != "gptq":
-            return False
-        method = self.prune.method_settings
-        return isinstance(method, SparseGPT) and method.iterations == 0
-
-    @property
     def joint_form(self) -> Scheme | None:
-        """What weights are rounded to while they are pruned, if they are."""
-        assert self.store is not None or not self.is_joint
-        return self.store.resolved() if self.store and self.is_joint else None
+        """What weights are rounded to while SparseGPT, as published, prunes them."""
+        if self.prune is None or self.store is None or not isinstance(self.rounding, GPTQ):
+            return None
+        method = self.prune.method_settings
+        published = isinstance(method, SparseGPT) and method.iterations == 0
+        return self.store.resolved() if published else None
 
     @property
     def compares_layers(self) -> bool:

@@ -107,10 +107,9 @@ class Quantize:
         "int8": each row of x is rounded to int8, with a scale of its own; "int8-static": with one
         scale for all rows, which the ``calibration`` of :func:`gossamer.compress` finds, by the
         99.99th percentile; "int8-static-mse", "int8-static-min-max": by the squared error, or the
-        largest magnitude;
-        "int8-group": each group of a row, the groups being those of the weight, so that outliers in
-        x cost less accuracy; "exact": only weights are rounded. None: what the scheme says. fp8,
-        bf16, sparse-bf16 and sparse-fp32 are "exact" always.
+        largest magnitude; "int8-group": each group of a row, the groups being those of the weight,
+        so that outliers in x cost less accuracy; "exact": only weights are rounded. None: what the
+        scheme says. fp8, bf16, sparse-bf16 and sparse-fp32 are "exact" always.
     method : str, settings of a method, or tuple of these
         How weights are rounded: "rtn" (each to the nearest), "gptq", "hqq" or "autoround"; before
         it, what scales them: "awq" or "smoothquant"; for example ``("awq", "gptq")``. A scaling

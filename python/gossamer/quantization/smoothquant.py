@@ -143,6 +143,25 @@ class SmoothQuant:
         best = min([ones, *map(factors, _ALPHAS)], key=lambda s: error(part, s))
         return best if error(W, best) < error(W, ones) else ones
 
+    def wants_exact(self, W: Tensor, x: Tensor, scheme: Scheme) -> bool:
+        """Whether rounding x changes the outputs of a layer by more than `exact_above`.
+
+        Parameters
+        ----------
+        W : Tensor
+            Shape (N, K), with its columns scaled.
+        x : Tensor
+            Shape (R, K): rows of the input, scaled.
+        scheme : Scheme
+            Whose activations tell how x is rounded.
+
+        Returns
+        -------
+        bool
+            False where there is no limit.
+        """
+        return self.exact_above is not None and rows_error(W, x, scheme) > self.exact_above
+
 
 def _error(W: Tensor, s: Tensor, x: Tensor | None, statistics: Statistics, scheme: Scheme) -> float:
     """Of the outputs, for these rows of the input or as the statistics tell it."""
