@@ -6,8 +6,9 @@ PYTHON ?= python3
 VENV ?= .venv
 EXTRAS := cli,hf,report,test,lint
 JOBS := $(shell nproc)
-# For example -DGOSSAMER_WERROR=ON
+# For example -DGOSSAMER_WERROR=ON; for the extension and the C++ tests, which share what is compiled.
 CMAKE_FLAGS ?=
+BUILD := build/make
 
 BIN := $(abspath $(VENV))/bin
 # CMake of the machine, or else the one that was installed beside Python.
@@ -22,10 +23,10 @@ demo: venv
 	$(BIN)/python examples/demo.py
 
 test: venv
-	$(CMAKE_PATH) cmake --preset default $(CMAKE_FLAGS)
-	$(CMAKE_PATH) cmake --build --preset default --parallel $(JOBS)
-	$(CMAKE_PATH) ctest --preset default --parallel $(JOBS)
-	GOSSAMER_BUILD_DIR=build/default/CMakeFiles/gossamer_core.dir $(BIN)/python -m pytest
+	$(CMAKE_PATH) cmake -S . -B $(BUILD) -DGOSSAMER_PYTHON=OFF -DGOSSAMER_TESTS=ON
+	$(CMAKE_PATH) cmake --build $(BUILD) --parallel $(JOBS)
+	$(CMAKE_PATH) ctest --test-dir $(BUILD) --output-on-failure --parallel $(JOBS)
+	GOSSAMER_BUILD_DIR=$(BUILD)/CMakeFiles/gossamer_core.dir $(BIN)/python -m pytest
 
 bench: venv
 	mkdir -p build
@@ -48,8 +49,10 @@ $(VENV)/created:
 	touch $@
 
 $(VENV)/installed: $(VENV)/created $(BUILD_FILES) $(SOURCES)
-	$(BIN)/python -m pip install --constraint constraints.txt '.[$(EXTRAS)]'
 	command -v cmake > /dev/null || $(BIN)/python -m pip install cmake
+	$(BIN)/python -m pip install 'scikit-build-core>=0.10' 'pybind11>=2.13' ninja
+	$(CMAKE_PATH) CMAKE_ARGS='$(CMAKE_FLAGS)' $(BIN)/python -m pip install --no-build-isolation -Cbuild-dir=$(BUILD) \
+	  --constraint constraints.txt '.[$(EXTRAS)]'
 	touch $@
 
 clean:

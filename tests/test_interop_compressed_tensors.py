@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 
 import pytest
 import torch
@@ -59,7 +60,7 @@ def test_activations_are_those_of_the_config(name, tmp_path):
     [
         (None, "exact"),
         ({"num_bits": 8, "type": "int", "strategy": "token", "dynamic": True}, "int8"),
-        ({"num_bits": 8, "type": "int", "strategy": "tensor", "dynamic": False}, "int8"),
+        ({"num_bits": 8, "type": "int", "strategy": "tensor", "symmetric": False}, "int8"),
         ({"num_bits": 8, "type": "int", "strategy": "group", "group_size": 32}, "int8-group"),
         ({"num_bits": 8, "type": "int", "strategy": "group", "group_size": 16}, "int8"),
         ({"num_bits": 8, "type": "float", "strategy": "token"}, "exact"),
@@ -73,7 +74,38 @@ def test_kinds_of_activations(given, wanted, tmp_path):
     assert entry.activations == wanted
 
 
-def test_scales_of_activations_and_of_the_cache_are_left_out(tmp_path):
+STATIC = {"num_bits": 8, "type": "int", "strategy": "tensor", "dynamic": False}
+
+
+@pytest.mark.parametrize("shape", [(), (1,)])
+def test_one_scale_for_all_rows_of_x(shape, tmp_path):
+    tensors, _, config = fixture("compressed-tensors-int8")
+    config["config_groups"]["group_0"]["input_activations"] = STATIC
+    tensors["layer.input_scale"] = torch.full(shape, 0.125)
+    (entry,) = read(write_folder(tmp_path, tensors, config))
+    assert (entry.activations, entry.input_scale) == ("int8", 0.125)
+
+
+@pytest.mark.parametrize("scale", [0.0, -1.0, math.nan, math.inf])
+def test_a_scale_of_x_that_is_none(scale, tmp_path):
+    tensors, _, config = fixture("compressed-tensors-int8")
+    config["config_groups"]["group_0"]["input_activations"] = STATIC
+    tensors["layer.input_scale"] = torch.tensor([scale])
+    with pytest.raises(ValueError, match="layer 'layer': input_scale: got"):
+        list(read(write_folder(tmp_path, tensors, config)))
+
+
+@pytest.mark.parametrize("scale", [None, torch.ones(2)])
+def test_a_static_layer_without_its_scale(scale, tmp_path):
+    tensors, _, config = fixture("compressed-tensors-int8")
+    config["config_groups"]["group_0"]["input_activations"] = STATIC
+    if scale is not None:
+        tensors["layer.input_scale"] = scale
+    with pytest.raises(ValueError, match=r"layer\.input_scale"):
+        list(read(write_folder(tmp_path, tensors, config)))
+
+
+def test_scales_of_dynamic_activations_and_of_the_cache_are_left_out(tmp_path):
     tensors, _, config = fixture("compressed-tensors-int8")
     one = torch.ones(1)
     extra = {"layer.input_scale": one, "layer.input_zero_point": one, "attention.k_scale": one}

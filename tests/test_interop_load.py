@@ -97,6 +97,24 @@ def test_dtype_and_activations(tmp_path):
         load(tmp_path, dtype=torch.int8)
 
 
+def test_static_scales_of_x(tmp_path):
+    recipe = gs.Quantize("int8", activations="int8-static")
+    calibration = [{"input_ids": TOKENS}]
+    model = gs.compress(
+        tiny_llama(), recipe, ignore=["lm_head"], calibration=calibration, fuse=False
+    )
+    write_compressed_tensors(model, tmp_path / "out")
+    scales = {
+        name: float(torch.tensor(module.input_scale))  # as float32 has it
+        for name, module in model.named_modules()
+        if isinstance(module, gs.nn.Linear)
+    }
+    loaded = load(tmp_path / "out")
+    assert {name: loaded.get_submodule(name).input_scale for name in scales} == scales
+    by_row = load(tmp_path / "out", activations="int8")
+    assert {by_row.get_submodule(name).input_scale for name in scales} == {None}
+
+
 def test_the_dtype_is_that_of_the_config(tmp_path):
     model = tiny_llama().to(torch.bfloat16)
     model.config.dtype = torch.bfloat16

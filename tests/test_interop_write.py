@@ -63,6 +63,17 @@ def test_codes_and_scales_come_back(scheme, tmp_path):
     assert config["config_groups"]["group_0"]["targets"] == ["Linear"]
 
 
+def test_static_scales_of_x_come_back(tmp_path):
+    torch.manual_seed(0)
+    recipe = gs.Quantize("int8", activations="int8-static")
+    model = gs.compress(layers(), recipe, targets="0", calibration=[torch.randn(16, 192)])
+    found = written(model, tmp_path)["0.weight"]
+    assert found.activations == "int8"
+    assert found.input_scale == torch.tensor(model[0].input_scale)  # as float32 has it
+    given = config_of(tmp_path)["config_groups"]["group_0"]["input_activations"]
+    assert (given["strategy"], given["dynamic"]) == ("tensor", False)
+
+
 @pytest.mark.parametrize("N", [1, 7, 8, 9])
 @pytest.mark.parametrize("K", [1, 2, 7, 33, 100])
 def test_odd_shapes(N, K, tmp_path):

@@ -9,7 +9,7 @@ stand in the row of the dense model, so that both can be told apart.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,7 +18,7 @@ from torch import nn
 
 from gossamer.bench import environment, lowrank_quality
 from gossamer.bench.harness import Progress
-from gossamer.bench.methods import DENSE, OURS, Method, choose
+from gossamer.bench.methods import DENSE, METHODS, OURS, Method, choose
 from gossamer.bench.peers import compressors
 from gossamer.bench.quality_subjects import QUALITY_SUBJECTS, QualitySubject
 from gossamer.bench.results import Results, Row
@@ -78,7 +78,6 @@ def run_quality(
     record = before.environment if before and kept else environment.describe(settings.threads)
     methods = choose(settings.only)
     wanted = [(subject, method) for subject in settings.subjects for method in methods]
-    heads = {_key(head): head for head in (_head(*each, settings) for each in wanted)}
     with environment.held_threads(settings.threads):
         for done, (subject, method) in enumerate(wanted):
             head = _head(subject, method, settings)
@@ -88,8 +87,8 @@ def run_quality(
                 continue
             kept[_key(head)] = head | _judged(subject, method, settings)
             if on_row:
-                on_row(Results(record, _in_order(heads, kept)))
-    return Results(record, _in_order(heads, kept))
+                on_row(Results(record, _in_order(kept.values())))
+    return Results(record, _in_order(kept.values()))
 
 
 def _judged(subject: str, method: Method, settings: QualitySettings) -> Row:
@@ -156,9 +155,13 @@ def _key(row: Row) -> tuple[object, ...]:
     return tuple(row[name] for name in names)
 
 
-def _in_order(
-    heads: dict[tuple[object, ...], Row], kept: dict[tuple[object, ...], Row]
-) -> list[Row]:
-    """Rows that were asked for, in their order, then those that were there beside."""
-    others = [key for key in kept if key not in heads]
-    return [kept[key] for key in [*heads, *others] if key in kept]
+def _in_order(rows: Iterable[Row]) -> list[Row]:
+    """Model by model, as METHODS lists them; what is not known comes last."""
+    models = {name: place for place, name in enumerate(QUALITY_SUBJECTS)}
+    places = {(each.group, each.name, each.tool): place for place, each in enumerate(METHODS)}
+
+    def place(row: Row) -> tuple[int, int]:
+        method = (row["group"], row["method"], row["tool"])
+        return models.get(row["model"], len(models)), places.get(method, len(places))
+
+    return sorted(rows, key=place)

@@ -65,27 +65,33 @@ def front(rows: Sequence[Row], model: str) -> list[Row]:
 
 
 def plot_front(path: Path, rows: Sequence[Row], model: str) -> None:
-    """Draw quality against bytes, every method a point, with the Pareto front.
+    """Draw what is lost against bytes, every method a point, with the Pareto front.
 
     Raises
     ------
     ValueError
-        Where there is no row of the model.
+        Where there is no row of the model, or none of the dense model.
     RuntimeError
         matplotlib is not installed.
     """
-    from gossamer.reporting.plots import quality_points
+    from gossamer.reporting.plots import loss_points
 
     mine = _ours(rows, model)
-    if not mine:
-        raise ValueError(f"plot_front: rows: none of {model}")
+    dense = _dense(mine)
+    if dense is None:
+        raise ValueError(f"plot_front: rows: none of {model}, or none of it dense")
     metric = _metric(mine)
+    sign, what = (1, "increase over") if metric in LOWER_IS_BETTER else (-1, "less than")
     points = {
-        f"{row['group']}: {row['method']}": (row["bytes"] / 1e6, row["quality"][metric])
+        f"{row['group']}: {row['method']}": (
+            row["bytes"] / 1e6,
+            sign * (row["quality"][metric] - dense["quality"][metric]),
+        )
         for row in mine
+        if row is not dense
     }
-    chosen = [f"{row['group']}: {row['method']}" for row in front(mine, model)]
-    quality_points(path, points, chosen, QUALITY_SUBJECTS[model].title, metric)
+    best = [f"{row['group']}: {row['method']}" for row in front(mine, model) if row is not dense]
+    loss_points(path, points, best, QUALITY_SUBJECTS[model].title, f"{metric}: {what} dense")
 
 
 def _table(name: str, group: str, rows: Sequence[Row], dense: Row | None) -> Table:

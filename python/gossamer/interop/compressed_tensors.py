@@ -10,6 +10,7 @@ scale``.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -26,7 +27,7 @@ from .tensor_files import SCALE_DTYPES, TensorFiles
 
 _BLOCK = 128  # of FP8
 _SIGN = {4: 8, 8: 128}  # by bits: what is added to signed numbers
-# What belongs to a quantized layer. Scales of activations are not used: see Scheme.activations.
+# What belongs to a quantized layer.
 _PARTS = (
     *("weight", "weight_packed", "weight_scale", "weight_zero_point", "weight_shape"),
     *("weight_g_idx", "input_scale", "input_zero_point", "output_scale", "output_zero_point"),
@@ -68,9 +69,19 @@ def read(files: TensorFiles, config: Mapping[str, Any]) -> Iterator[Entry]:
             scheme = scheme_of(config, layer)
             read_weight = _float_weight if scheme.kind == "float" else _int_weight
             found = read_weight(files, layer, scheme)
-        kinds = found.weight.activation_kinds
-        activations = scheme.activations if scheme.activations in kinds else kinds[0]
-        yield Entry(f"{layer}.weight", found.weight, activations, found.error)
+            kinds = found.weight.activation_kinds
+            activations = scheme.activations if scheme.activations in kinds else kinds[0]
+            is_static = scheme.static and activations == "int8"
+            scale = _input_scale(files, layer) if is_static else None
+        yield Entry(f"{layer}.weight", found.weight, activations, found.error, scale)
+
+
+def _input_scale(files: TensorFiles, layer: str) -> float:
+    name = f"{layer}.input_scale"
+    scale = float(files.shaped(name, files.get(name, SCALE_DTYPES).flatten(), (1,)))
+    if not (scale > 0 and math.isfinite(scale)):
+        raise ValueError(f"input_scale: got {scale}, wanted a finite number > 0")
+    return scale
 
 
 def _float_weight(files: TensorFiles, layer: str, scheme: Scheme) -> Converted:

@@ -29,6 +29,8 @@ class Scheme:
         Whether there need be no zero points.
     activations : str
         What is done to x: "exact", "int8" or "int8-group".
+    static : bool
+        Whether all rows of x are rounded with one scale that stands in the file.
     """
 
     bits: int
@@ -37,6 +39,7 @@ class Scheme:
     block: tuple[int, int] | None
     symmetric: bool
     activations: str
+    static: bool
 
 
 def scheme_of(config: Mapping[str, Any], layer: str) -> Scheme:
@@ -69,7 +72,8 @@ def scheme_of(config: Mapping[str, Any], layer: str) -> Scheme:
     block = _block(weights.get("block_structure")) if strategy == "block" else None
     activations = _activations(group.get("input_activations"), size)
     symmetric = setting(weights, "symmetric", bool, True)
-    return Scheme(bits, kind, None if size == -1 else size, block, symmetric, activations)
+    static = activations == "int8" and _is_static(group["input_activations"])
+    return Scheme(bits, kind, None if size == -1 else size, block, symmetric, activations, static)
 
 
 def _group_of(config: Mapping[str, Any], layer: str) -> Mapping[str, Any]:
@@ -115,8 +119,14 @@ def _block(structure: object) -> tuple[int, int]:
 
 
 def _activations(given: Mapping[str, Any] | None, group_size: int) -> str:
-    """What is done to x. Static and asymmetric scales become one for each row, symmetric."""
+    """What is done to x. Asymmetric scales become symmetric ones, for each row."""
     if not given or given.get("type", "int") != "int" or given.get("num_bits") != 8:
         return "exact"
     same_groups = group_size != -1 and given.get("group_size") == group_size
     return "int8-group" if given.get("strategy") == "group" and same_groups else "int8"
+
+
+def _is_static(given: Mapping[str, Any]) -> bool:
+    """Whether x is rounded with one symmetric scale that calibration has found."""
+    whole = given.get("strategy") in (None, "tensor")
+    return whole and given.get("dynamic", False) is False and given.get("symmetric", True) is True

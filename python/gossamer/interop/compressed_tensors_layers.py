@@ -35,6 +35,8 @@ class LayerScheme:
         Rows and columns of blocks that share a scale.
     activations : str
         "exact", "int8" or "int8-group".
+    static : bool
+        Whether int8 activations have one scale for all rows.
     """
 
     form: str
@@ -44,6 +46,7 @@ class LayerScheme:
     group_size: int | None = None
     block: int | None = None
     activations: str = "exact"
+    static: bool = False
 
     def config_group(self, targets: list[str]) -> dict[str, Any]:
         """A group in the ``config_groups`` of a quantization_config."""
@@ -66,6 +69,8 @@ class LayerScheme:
     def _input_activations(self) -> dict[str, Any] | None:
         if self.activations == "exact":
             return None
+        if self.static:
+            return {**_arguments(8, "int", True), "strategy": "tensor"}
         arguments = {**_arguments(8, "int", True), "dynamic": True}
         if self.activations == "int8-group" and self.group_size is not None:
             return {**arguments, "strategy": "group", "group_size": self.group_size}

@@ -7,6 +7,7 @@ import shutil
 from collections import defaultdict
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -149,6 +150,9 @@ def _packed_tensors(
                 f"compressed-tensors has no packed {type(module).__name__}, wanted Linear"
             )
         scheme, tensors = stored_layer(module.quantized(), module.activations)
+        if module.input_scale is not None:
+            scheme = replace(scheme, static=True)
+            tensors["input_scale"] = torch.tensor([module.input_scale])
     except ValueError as error:
         if expand and isinstance(module, Linear | PackedConv):
             weight = module.dequantize(module.dtype)

@@ -29,12 +29,15 @@ class Entry:
     error : float
         Of a quantized weight: 0 where the Format holds the numbers of the file bit for bit;
         otherwise ``|W - Ŵ| / |W|`` (Frobenius) of rounding those once more, to what it can hold.
+    input_scale : float or None
+        Where x is rounded to int8 with one scale for all rows: that. None: each row has its own.
     """
 
     name: str
     value: Format | Tensor
     activations: str = "exact"
     error: float = 0.0
+    input_scale: float | None = None
 
 
 def layers_with(names: Iterable[str], suffix: str) -> list[str]:

@@ -32,7 +32,8 @@ class Filling:
     dtype : torch.dtype
         Of everything that is not quantized.
     activations : str, optional
-        What quantized layers do to x, where their format offers it; None: what each entry says.
+        What quantized layers do to x, where their format offers it, each row having a scale of its
+        own; None: what each entry says.
 
     Attributes
     ----------
@@ -111,11 +112,13 @@ class Filling:
         elif isinstance(module, nn.Embedding):  # one that scales its output, as Gemma has it
             self._set_parameter(entry.name, weight.dequantize())
         else:
-            self.packed[layer] = self._linear(module, weight, entry.activations)
+            self.packed[layer] = self._linear(module, weight, entry.activations, entry.input_scale)
         if entry.error:
             self.errors[layer] = entry.error
 
-    def _linear(self, module: nn.Module, weight: Format, activations: str) -> Linear:
+    def _linear(
+        self, module: nn.Module, weight: Format, activations: str, input_scale: float | None = None
+    ) -> Linear:
         """A packed layer in the place of a dense one; its bias comes at the end."""
         dense: Tensor = module.get_parameter("weight")
         if is_conv1d(module):
@@ -124,9 +127,16 @@ class Filling:
             raise TypeError(f"got a quantized weight for {type(module).__name__}, wanted nn.Linear")
         _check_shape(weight.shape, tuple(dense.shape))
         if self.activations in weight.activation_kinds:
-            activations = self.activations
+            activations, input_scale = self.activations, None
         N, K = weight.shape
-        new = Linear(K, N, weight=weight, dtype=self.dtype, activations=activations)
+        new = Linear(
+            K,
+            N,
+            weight=weight,
+            dtype=self.dtype,
+            activations=activations,
+            input_scale=input_scale,
+        )
         new._from_conv1d = is_conv1d(module)
         return new
 

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-__all__ = ["Panel", "metric_panels", "quality_points", "speedup_bars", "speedup_lines"]
+__all__ = ["Panel", "loss_points", "metric_panels", "speedup_bars", "speedup_lines"]
 
 # Okabe and Ito's colours, which colour-blind readers can tell apart; grey is for references.
 COLOURS = ("#999999", "#56B4E9", "#0072B2", "#E69F00", "#009E73", "#D55E00", "#CC79A7", "#F0E442")
@@ -177,25 +177,25 @@ def speedup_lines(
     _save(figure, path)
 
 
-def quality_points(
+def loss_points(
     path: Path,
     points: Mapping[str, tuple[float, float]],
     front: Sequence[str],
     title: str,
-    metric: str,
+    loss: str,
 ) -> None:
-    """Draw quality against size: a numbered point for each way, and a line through the best.
+    """Draw what is lost against size: a numbered point for each way, a line through the best.
 
     Parameters
     ----------
     path : Path
         PNG file to write.
     points : mapping of str to (float, float)
-        Name -> megabytes, quality; both axes are logarithmic.
+        Name -> megabytes, loss; both axes are logarithmic, losses down to the smallest above 0.
     front : sequence of str
         The names of those that no other beats, from the smallest on.
-    title, metric : str
-        Of the picture, and of the quality.
+    title, loss : str
+        Of the picture, and what is lost.
 
     Raises
     ------
@@ -204,18 +204,20 @@ def quality_points(
     """
     figure = _new_figure(11, 6.5)
     axes = figure.add_subplot()
-    for number, (name, (size, quality)) in enumerate(points.items(), start=1):
+    for number, (name, (size, lost)) in enumerate(points.items(), start=1):
         best = name in front
         colour = _colour(1) if best else _colour(0)
         label = f"{number}  {name}"
-        axes.plot([size], [quality], "o" if best else ".", color=colour, label=label)
-        axes.annotate(str(number), (size, quality), xytext=(4, 4), textcoords="offset points")
+        axes.plot([size], [lost], "o" if best else ".", color=colour, label=label)
+        axes.annotate(str(number), (size, lost), xytext=(4, 4), textcoords="offset points")
     line = [points[name] for name in front]
     axes.plot([x for x, _ in line], [y for _, y in line], color=_colour(1), linewidth=1, zorder=0)
     axes.set_xscale("log")
-    axes.set_yscale("log")
+    axes.set_yscale(
+        "symlog", linthresh=min((lost for _, lost in points.values() if lost > 0), default=1)
+    )
     axes.set_xlabel("MB of the layers")
-    axes.set_ylabel(metric)
+    axes.set_ylabel(loss)
     axes.set_title(title, fontsize=10)
     figure.legend(loc="outside right upper", frameon=False, fontsize=8)
     _save(figure, path)
