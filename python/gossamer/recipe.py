@@ -13,7 +13,7 @@ from . import _check
 from .factorization.correction import LowRankCorrection, sum_of
 from .formats import FORMATS
 from .pruning import Prune, SparseGPT
-from .quantization import GPTQ, METHODS, SmoothQuant
+from .quantization import AWQ, GPTQ, METHODS, SmoothQuant
 from .schemes import SCALINGS, SCHEMES, Quantize, Scheme
 from .sparse_choice import PATTERNS, USUAL_BATCH, Batch, SparseKind, check_batch, choose
 
@@ -117,9 +117,10 @@ class Recipe:
 
     @property
     def only_learns(self) -> bool:
-        """Whether statistics of inputs only tell where learning begins."""
+        """Whether statistics of inputs only tell where learning begins, with what scales."""
         prunes_by_inputs = self.prune is not None and self.prune.needs != "nothing"
-        uses = self.scalings or self.correction or self.corrects_bias or self.scales_inputs
+        by_peaks = any(not isinstance(method, AWQ) for method in self.scalings)
+        uses = by_peaks or self.correction or self.corrects_bias or self.scales_inputs
         return self.learns and not (prunes_by_inputs or uses)
 
     @property

@@ -86,7 +86,7 @@ def _pruning(group: str, sparsity: float | None, pattern: str | None = None) -> 
     ]
 
 
-_WEIGHTS = ["rtn", "hqq", "awq", "gptq", ("awq", "gptq"), "autoround"]
+_WEIGHTS = ["rtn", "hqq", "awq", "gptq", ("awq", "gptq"), "autoround", ("awq", "autoround")]
 _SPARSEGPT = Prune(0.5, method="sparsegpt")
 _GPTQ = Quantize("int4-g64", activations=EXACT, method="gptq")
 _RTN = Quantize("int4-g64", activations=EXACT)
@@ -112,6 +112,9 @@ METHODS: tuple[Method, ...] = (
     Method("50 % zeros, int4-g64", "joint", (_SPARSEGPT, _GPTQ), calibrated=True),
     Method("50 % zeros, int4-g64", "sparsegpt, then rtn", (_SPARSEGPT, _RTN), calibrated=True),
     Method("int4-g64 + rank 32", "gptq", (_GPTQ, LowRankCorrection(32)), calibrated=True),
+    # Scales by the largest magnitude: what most others call round-to-nearest.
+    Method("int4-g64", "rtn", tool="llm-compressor"),
+    Method("int4-per-channel", "rtn", tool="llm-compressor"),
     Method("int4-g64", "gptq", tool="llm-compressor", calibrated=True),
     Method("int4-per-channel", "gptq", tool="llm-compressor", calibrated=True),
     Method("int4-g64", "awq", tool="llm-compressor", calibrated=True),

@@ -114,7 +114,7 @@ def _cells(row: Row, group: Sequence[Row], dense: Row | None, metric: str) -> li
     passes = row.get("model_seconds") or 0.0
     data_free = row["method"] in (*BASELINES, "hqq", DENSE)
     unknown = row["tool"] == OURS and row.get("model_seconds") is None and not data_free
-    if row["tool"] != OURS and dense and row["method"] != "hqq":
+    if row["tool"] != OURS and dense and not data_free:
         passes = 2 * dense["seconds"]
     return [
         name,
@@ -127,8 +127,9 @@ def _cells(row: Row, group: Sequence[Row], dense: Row | None, metric: str) -> li
 
 
 def _removed(value: float, group: Sequence[Row], dense: Row | None, metric: str) -> str:
-    """How much of what the baseline of a group loses is not lost."""
-    base = next((row for row in group if row["method"] in BASELINES and not row["failure"]), None)
+    """How much of what our baseline of a group loses is not lost."""
+    ours = [row for row in group if row["tool"] == OURS and not row["failure"]]
+    base = next((row for row in ours if row["method"] in BASELINES), None)
     if dense is None or base is None:
         return "-"
     best, worst = dense["quality"][metric], base["quality"][metric]

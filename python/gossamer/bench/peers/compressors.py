@@ -41,10 +41,13 @@ def _llm_compressor(
     from datasets import Dataset
     from llmcompressor import oneshot
 
+    recipe = _llm_compressor_recipe(method)
+    if not method.calibrated:
+        oneshot(model=model, recipe=recipe)
+        return model
     windows = _windows(batches)
     mask = torch.ones_like(windows).tolist()
     data = Dataset.from_dict({"input_ids": windows.tolist(), "attention_mask": mask})
-    recipe = _llm_compressor_recipe(method)
     oneshot(
         model=model,
         dataset=data,
@@ -66,6 +69,7 @@ def _llm_compressor_recipe(method: Method) -> Any:
     )
     from llmcompressor.modifiers.quantization import (
         GPTQModifier,
+        QuantizationModifier,
     )
     from llmcompressor.modifiers.transform.awq import (
         AWQModifier,
@@ -84,7 +88,8 @@ def _llm_compressor_recipe(method: Method) -> Any:
         group_size=group_size,
     )
     scheme = {"weights": QuantizationScheme(targets=["Linear"], weights=weights)}
-    modifier = {"gptq": GPTQModifier, "awq": AWQModifier}[method.name]
+    modifiers = {"rtn": QuantizationModifier, "gptq": GPTQModifier, "awq": AWQModifier}
+    modifier = modifiers[method.name]
     return modifier(config_groups=scheme, ignore=["lm_head"])
 
 
