@@ -121,7 +121,7 @@ class Gathering:
             whole = self._rows is not input_rows or getattr(last.module, "groups", 1) == 1
             self._sums[key] = _Sums(self._moments and whole, self._histograms, self._lane)
         sums = self._sums[key]
-        sums.add_tensor(last.values)
+        sums.add_tensor(last.values, last.low, last.high)
         for rows in self._rows(last.module, last.values):
             sums.add_rows(rows)
 
@@ -170,10 +170,10 @@ class Gathering:
             )
         values = without_padding(x, self.mask)
         if values.numel():
-            # Both are NaN where any number is.
-            if not torch.stack(values.aminmax()).isfinite().all():
+            low, high = (bound.item() for bound in values.aminmax())
+            if not (math.isfinite(low) and math.isfinite(high)):  # NaN where any number is
                 raise ValueError(self._not_finite(name))
-            self._input = _Input({name}, module, x, tensor_version(x), values)
+            self._input = _Input({name}, module, x, tensor_version(x), values, low, high)
 
     def _not_finite(self, name: str) -> str:
         return (
@@ -191,6 +191,8 @@ class _Input:
     x: Tensor
     version: int  # tells whether x was written to since
     values: Tensor  # a copy of x, without padding
+    low: float  # of them
+    high: float
 
     def is_of(self, module: nn.Module, x: Tensor) -> bool:
         same = x is self.x and tensor_version(x) == self.version != -1
@@ -210,9 +212,8 @@ class _Sums:
         self._waiting: Tensor | None = None  # [4096, K], of which some rows wait to be multiplied
         self._waiting_rows = 0
 
-    def add_tensor(self, x: Tensor) -> None:
-        """Count the numbers of a tensor."""
-        low, high = (bound.item() for bound in x.aminmax())
+    def add_tensor(self, x: Tensor, low: float, high: float) -> None:
+        """Count the numbers of a tensor, of which these are the extremes."""
         self.low, self.high = min(self.low, low), max(self.high, high)
         if self.histogram is None:
             return

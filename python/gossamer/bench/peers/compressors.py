@@ -88,9 +88,10 @@ def _llm_compressor_recipe(method: Method) -> Any:
         group_size=group_size,
     )
     scheme = {"weights": QuantizationScheme(targets=["Linear"], weights=weights)}
-    modifiers = {"rtn": QuantizationModifier, "gptq": GPTQModifier, "awq": AWQModifier}
-    modifier = modifiers[method.name]
-    return modifier(config_groups=scheme, ignore=["lm_head"])
+    if method.name == "gptq":
+        return GPTQModifier(config_groups=scheme, ignore=["lm_head"])
+    nearest = QuantizationModifier(config_groups=scheme, ignore=["lm_head"])
+    return [AWQModifier(), nearest] if method.name == "awq" else nearest
 
 
 def _auto_round(
