@@ -191,7 +191,7 @@ def loss_points(
     path : Path
         PNG file to write.
     points : mapping of str to (float, float)
-        Name -> megabytes, loss; both axes are logarithmic, losses down to the smallest above 0.
+        Name -> megabytes, loss; both axes are logarithmic, losses from the smallest above 0 on.
     front : sequence of str
         The names of those that no other beats, from the smallest on.
     title, loss : str
@@ -213,9 +213,11 @@ def loss_points(
     line = [points[name] for name in front]
     axes.plot([x for x, _ in line], [y for _, y in line], color=_colour(1), linewidth=1, zorder=0)
     axes.set_xscale("log")
-    axes.set_yscale(
-        "symlog", linthresh=min((lost for _, lost in points.values() if lost > 0), default=1)
-    )
+    losses = [lost for _, lost in points.values()]
+    if min(losses) > 0:
+        axes.set_yscale("log")
+    else:
+        axes.set_yscale("symlog", linthresh=min([lost for lost in losses if lost > 0], default=1))
     axes.set_xlabel("MB of the layers")
     axes.set_ylabel(loss)
     axes.set_title(title, fontsize=10)
