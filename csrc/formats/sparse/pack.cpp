@@ -231,7 +231,7 @@ void sparse_unpack(const SparseWeight& w, uint8_t* mask, void* values, void* sca
         throw std::invalid_argument("packed weight: " + std::string(name(w.spec.format)) + ": got " + std::to_string(first.back()) +
                                     " values, wanted " + std::to_string(w.nnz));
     }
-    if (l.value_bits == 4) std::memset(values, 0, static_cast<size_t>((w.nnz + 1) / 2));
+    if (l.value_bits == 4) std::fill_n(static_cast<uint8_t*>(values), (w.nnz + 1) / 2, uint8_t{0});  // null where there are no values
     const auto place = [&](int64_t panel) {
         for_each_value(w, panel, [&](int64_t n, int64_t, uint32_t bits) {
             const int64_t to = first[static_cast<size_t>(n)]++;
