@@ -100,6 +100,9 @@ class TestTables:
         pytest.importorskip("matplotlib")
         methods_tables.plot_front(tmp_path / "front.png", ROWS, "smollm2")
         assert (tmp_path / "front.png").read_bytes().startswith(b"\x89PNG")
+        for alone in (ROWS[:1], ROWS[1:]):
+            with pytest.raises(ValueError, match="not both dense and compressed"):
+                methods_tables.plot_front(tmp_path / "front.png", alone, "smollm2")
         with pytest.raises(ValueError, match="none of minilm"):
             methods_tables.plot_front(tmp_path / "front.png", ROWS, "minilm")
 

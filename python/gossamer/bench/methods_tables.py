@@ -70,7 +70,7 @@ def plot_front(path: Path, rows: Sequence[Row], model: str) -> None:
     Raises
     ------
     ValueError
-        Where there is no row of the model, or none of the dense model.
+        Where there is no row of the model dense, or none compressed.
     RuntimeError
         matplotlib is not installed.
     """
@@ -78,8 +78,8 @@ def plot_front(path: Path, rows: Sequence[Row], model: str) -> None:
 
     mine = _ours(rows, model)
     dense = _dense(mine)
-    if dense is None:
-        raise ValueError(f"plot_front: rows: none of {model}, or none of it dense")
+    if dense is None or mine == [dense]:
+        raise ValueError(f"plot_front: rows: none of {model}, or not both dense and compressed")
     metric = _metric(mine)
     sign, what = (1, "increase over") if metric in LOWER_IS_BETTER else (-1, "less than")
     points = {
