@@ -1,10 +1,11 @@
-// Bindings of obs.h and gram.h. Pointers arrive as integers from _ops_calibration.py, which has checked the tensors; the GIL is released
-// for as long as anything is computed.
+// Bindings of obs.h, gram.h and column_stats.h. Pointers arrive as integers from _ops_calibration.py, which has checked the tensors; the
+// GIL is released for as long as anything is computed.
 #include <pybind11/pybind11.h>
 
 #include <stdexcept>
 #include <string>
 
+#include "gossamer/column_stats.h"
 #include "gossamer/cpu.h"
 #include "gossamer/gram.h"
 #include "gossamer/obs.h"
@@ -148,11 +149,21 @@ void gram_of(Address x, int x_dtype, int64_t T, int64_t K, int64_t row_stride, A
           isa_active(), threads});
 }
 
+// The four that are added to are rows of one array: sum and squares of fp64, low and high of fp32.
+void add_columns(Address x, int x_dtype, int64_t M, int64_t K, int64_t row_stride, Address sums, Address bounds, int threads) {
+    const py::gil_scoped_release release;
+    add_column_stats({pointer<const void>(x), static_cast<DType>(x_dtype), M, K, row_stride, pointer<double>(sums),
+                      pointer<double>(sums) + K, pointer<float>(bounds), pointer<float>(bounds) + K},
+                     isa_active(), threads);
+}
+
 }  // namespace
 
 void bind_obs(py::module_& module) {
     module.def("gram", &gram_of, py::arg("x"), py::arg("x_dtype"), py::arg("T"), py::arg("K"), py::arg("row_stride"), py::arg("G"),
                py::arg("bf16"), py::arg("threads"));
+    module.def("add_column_stats", &add_columns, py::arg("x"), py::arg("x_dtype"), py::arg("M"), py::arg("K"), py::arg("row_stride"),
+               py::arg("sums"), py::arg("bounds"), py::arg("threads"));
     py::class_<ObsRounding>(module, "ObsRounding")
         .def("set_grid", &ObsRounding::set_grid, py::arg("codes"), py::arg("scales"), py::arg("zeros"), py::arg("groups"))
         .def("set_uniform", &ObsRounding::set_uniform, py::arg("lowest"), py::arg("highest"))

@@ -7,6 +7,7 @@
 #include "formats/fp8/expand.h"
 #include "formats/int8/expand.h"
 #include "gossamer/bf16.h"
+#include "gossamer/column_stats.h"
 #include "gossamer/conv_kernels.h"
 #include "gossamer/convert.h"
 #include "gossamer/cpu.h"
@@ -45,6 +46,7 @@ std::span<const Fp8ExpandKernels* const> fp8_expand_list();
 std::span<const Bf16ExpandKernels* const> bf16_expand_list();
 std::span<const SvdPanelKernels* const> svd_panels_list();
 std::span<const ObsKernels* const> obs_list();
+std::span<const ColumnStatsKernels* const> column_stats_list();
 std::span<const PeakKernels* const> peak_list();
 
 // The first of a list that this machine has and that is not above `limit`; null where there is none (bf16_list has no scalar).

@@ -250,6 +250,16 @@ class SvdPasses:
     def project(self, l: int, Y: int, y_row_stride: int, Z: int) -> None: ...
     def power_step(self, l: int, X: int, x_row_stride: int, Y: int, Z: int) -> None: ...
 
+def add_column_stats(
+    x: int,
+    x_dtype: int,
+    M: int,
+    K: int,
+    row_stride: int,
+    sums: int,
+    bounds: int,
+    threads: int,
+) -> None: ...
 def gram(
     x: int, x_dtype: int, T: int, K: int, row_stride: int, G: int, bf16: bool, threads: int
 ) -> None: ...

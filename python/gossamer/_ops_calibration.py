@@ -1,7 +1,8 @@
-"""Kernels of calibration: Gram matrices, the OBS column update and coordinate descent.
+"""Kernels of calibration: Gram matrices, column statistics, the OBS column update and descent.
 
 Beside the other ``_ops`` files, the only one that turns tensors into pointers. The contracts are
-csrc/include/gossamer/gram.h and obs.h; results are bit-identical for every number of threads.
+csrc/include/gossamer/gram.h, column_stats.h and obs.h; results are bit-identical for every number
+of threads.
 """
 
 from __future__ import annotations
@@ -39,15 +40,46 @@ def gram(x: Tensor, lane: str | None = None, threads: int | None = None) -> Tens
             "gram: lane: 'bf16' needs the instruction set avx512bf16 or amx, not "
             f"{_C.isa_active()}; 'f32' works everywhere"
         )
-    x = x.detach().resolve_neg()
-    if x.stride(1) != 1 and x.shape[1] > 1:
-        x = x.contiguous()
+    x = _unit_stride(x)
     T, K = x.shape
     G = torch.empty(K, K)
     threads = _check.threads("gram", threads)
     dtype = _check.DTYPES[x.dtype]
     _C.gram(x.data_ptr(), dtype, T, K, x.stride(0), G.data_ptr(), lane == "bf16", threads)
     return G
+
+
+class ColumnStats:
+    """Sums and extremes of the columns of all rows x [M, K] that are added.
+
+    Attributes
+    ----------
+    sums : Tensor
+        float64 [2, K]: Σ x and Σ x². NaN or infinity where x holds either; infinity, too, where a
+        square is beyond float32.
+    bounds : Tensor
+        float32 [2, K]: min x and max x, NaN left out.
+    """
+
+    def __init__(self, K: int) -> None:
+        self.sums = torch.zeros(2, K, dtype=torch.float64)
+        self.bounds = torch.tensor([torch.inf, -torch.inf])[:, None].repeat(1, K)
+
+    def add(self, x: Tensor, threads: int | None = None) -> None:
+        """Add rows, float32, bfloat16 or float16."""
+        K = self.sums.shape[1]
+        _check.floating("ColumnStats.add", "x", x)
+        if x.dim() != 2 or x.shape[1] != K:
+            raise ValueError(f"ColumnStats.add: x: got {_check.describe(x)}, wanted [M, {K}]")
+        x = _unit_stride(x)
+        dtype, threads = _check.DTYPES[x.dtype], _check.threads("ColumnStats.add", threads)
+        sums, bounds = self.sums.data_ptr(), self.bounds.data_ptr()
+        _C.add_column_stats(x.data_ptr(), dtype, len(x), K, x.stride(0), sums, bounds, threads)
+
+
+def _unit_stride(x: Tensor) -> Tensor:
+    x = x.detach().resolve_neg()
+    return x.contiguous() if x.stride(1) != 1 and x.shape[1] > 1 else x
 
 
 class _Rounded:

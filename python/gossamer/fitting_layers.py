@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, fields, replace
 from typing import Any
@@ -100,10 +101,11 @@ def prepare(layer: Layer, fitting: Fitting, statistics: Statistics | None) -> Re
     """Prune a layer, and decide how it will be stored."""
     replacing, recipe, original = fitting.replacing, fitting.recipe_of(layer), folded(layer.module)
     if recipe.prune is None or recipe.prunes_by_magnitude:
-        dense, _ = pruned(layer, original, replacing)
+        dense, norms = pruned(layer, original, replacing)
         W = matrix(dense).float()
         keep = W != 0 if recipe.looks_at_zeros else None
-        return Ready(Prepared(layer, original, dense, storage(layer, [W], replacing)), W, keep)
+        how = storage(layer, [W], replacing)
+        return Ready(Prepared(layer, original, dense, how, norms), W, keep)
     W = matrix(original)
     form = recipe.joint_form
     with naming(layer):
@@ -120,7 +122,10 @@ def prepare(layer: Layer, fitting: Fitting, statistics: Statistics | None) -> Re
     how = storage(layer, [found.values], replacing)
     shape = layer.module.get_parameter("weight").shape
     values = {"weight": from_matrix(original, found.values.to(W.dtype), shape)}
-    prepared = Prepared(layer, original, with_values(original, values), how)
+    lost, kept = (math.sqrt(squared_norm(part)) for part in (W - found.values, found.values))
+    prepared = Prepared(
+        layer, original, with_values(original, values), how, {"weight": (lost, kept)}
+    )
     ready = Ready(prepared, found.values, found.keep)
     if found.codes is not None and how.scheme:
         sparse = how.scheme.resolved().format.startswith("sparse-")
@@ -192,19 +197,27 @@ def round_and_pack(item: Ready, statistics: Statistics | None, fitting: Fitting)
     if recipe.correction and moment is not None:
         fitting.replacing.moments[id(layer)] = moment
     finish(prepared, fitting.replacing)
-    new: Any = layer.module
-    W = original.float()
+    error = None
+    if moment is not None or recipe.corrects_bias:
+        error = _compare(layer.module, original.float(), statistics, recipe)
+    fitting.results.append(LayerFit(layer.names[0], method, error))
+
+
+def _compare(new: Any, W: Tensor, statistics: Statistics | None, recipe: Recipe) -> float | None:
+    """Correct the bias of a new layer by what it makes of W, and tell the error of its outputs."""
     stored = new.quantized().dequantize() if is_packed(new) else matrix(new).float()
     E = W - stored
     if is_packed(new):
         new.weight_error = root(squared_norm(E), squared_norm(W))
-    if recipe.corrects_bias and statistics is not None and new.bias is not None:
+    if statistics is None:
+        return None
+    if recipe.corrects_bias and new.bias is not None:
         with torch.no_grad():
             new.bias.copy_(corrected_bias(W, stored, new.bias, statistics.mean))
-    error = None
-    if moment is not None:
-        error = root(weighted_square(E, moment), weighted_square(W, moment))
-    fitting.results.append(LayerFit(layer.names[0], method, error))
+    moment = statistics.moment
+    if moment is None:
+        return None
+    return root(weighted_square(E, moment), weighted_square(W, moment))
 
 
 def _rounded(item: Ready, recipe: Recipe, statistics: Statistics | None) -> Rounded:

@@ -13,11 +13,10 @@ import torch
 from torch import Tensor, nn
 
 from .. import _check
-from .._ops_calibration import gram
+from .._ops_calibration import ColumnStats, gram
 from .rows import geometry, has_rows, input_rows, tensor_version, without_padding
 
 _ROWS = 4096  # in one float32 product; products are added in float64
-_NUMBERS = 2**19  # measured at once: they stay in the cache
 _BINS = 2048
 
 Rows = Callable[[nn.Module, Tensor], Iterator[Tensor]]
@@ -43,7 +42,7 @@ class Statistics:
         Float32 of shape (K, K), symmetric: E[x xᵀ]. None where it was not asked for, and for a
         convolution in groups.
     low, high : float
-        The least and the largest number in all of the input tensors.
+        The least and the largest number in all rows.
     histogram : Tensor or None
         Float64 of shape (2048,): how many numbers of the input tensors have a magnitude in
         [i, i + 1) · ``limit`` / 2048, for a scale of a whole tensor. None where it was not asked
@@ -121,9 +120,14 @@ class Gathering:
             whole = self._rows is not input_rows or getattr(last.module, "groups", 1) == 1
             self._sums[key] = _Sums(self._moments and whole, self._histograms, self._lane)
         sums = self._sums[key]
-        sums.add_tensor(last.values, last.low, last.high)
+        sums.add_tensor(last.values)
         for rows in self._rows(last.module, last.values):
             sums.add_rows(rows)
+        if not sums.finite():
+            raise ValueError(
+                f"{self._function}: the input of {min(last.names)!r} holds NaN or infinity, or "
+                "numbers whose squares are beyond float32"
+            )
 
     def least_rows(self) -> int:
         """How many the layer was given that was given the fewest."""
@@ -134,10 +138,8 @@ class Gathering:
 
     def results(self) -> dict[str, Statistics]:
         """By layer; those that were always given the same have the same object."""
-        for key, sums in self._sums.items():
+        for sums in self._sums.values():
             sums.multiply()
-            if not sums.squares.isfinite().all():
-                raise ValueError(self._not_finite(min(key)))
         done: dict[tuple[frozenset[str], ...], Statistics] = {}
         found = {}
         for name in self._modules:
@@ -170,16 +172,7 @@ class Gathering:
             )
         values = without_padding(x, self.mask)
         if values.numel():
-            low, high = (bound.item() for bound in values.aminmax())
-            if not (math.isfinite(low) and math.isfinite(high)):  # NaN where any number is
-                raise ValueError(self._not_finite(name))
-            self._input = _Input({name}, module, x, tensor_version(x), values, low, high)
-
-    def _not_finite(self, name: str) -> str:
-        return (
-            f"{self._function}: the input of {name!r} holds NaN or infinity, or numbers whose "
-            "squares are beyond float32"
-        )
+            self._input = _Input({name}, module, x, tensor_version(x), values)
 
 
 @dataclass
@@ -191,8 +184,6 @@ class _Input:
     x: Tensor
     version: int  # tells whether x was written to since
     values: Tensor  # a copy of x, without padding
-    low: float  # of them
-    high: float
 
     def is_of(self, module: nn.Module, x: Tensor) -> bool:
         same = x is self.x and tensor_version(x) == self.version != -1
@@ -200,11 +191,11 @@ class _Input:
 
 
 class _Sums:
-    """Sums over rows, in float64, and extremes over tensors."""
+    """Sums over rows, in float64, extremes of them, and histograms of tensors."""
 
     def __init__(self, moments: bool, histograms: bool, lane: str | None) -> None:
         self.rows = 0
-        self.low, self.high = math.inf, -math.inf
+        self.columns: ColumnStats | None = None
         self.histogram = torch.zeros(_BINS, dtype=torch.float64) if histograms else None
         self.limit = 0.0
         self.moment: Tensor | None = None
@@ -212,16 +203,19 @@ class _Sums:
         self._waiting: Tensor | None = None  # [4096, K], of which some rows wait to be multiplied
         self._waiting_rows = 0
 
-    def add_tensor(self, x: Tensor, low: float, high: float) -> None:
-        """Count the numbers of a tensor, of which these are the extremes."""
-        self.low, self.high = min(self.low, low), max(self.high, high)
+    def add_tensor(self, x: Tensor) -> None:
+        """Count the numbers of a tensor."""
         if self.histogram is None:
             return
-        if low == high == 0:  # in the first bin, wherever the last one ends
+        magnitudes = x.float().abs()
+        peak = float(magnitudes.amax())
+        if not math.isfinite(peak):
+            return  # finite() will tell
+        if peak == 0:  # in the first bin, wherever the last one ends
             self.histogram[0] += x.numel()
             return
-        self.widen(2.0 ** math.frexp(max(-low, high))[1])
-        self.histogram += torch.histc(x.float().abs(), _BINS, 0, self.limit)
+        self.widen(2.0 ** math.frexp(peak)[1])
+        self.histogram += torch.histc(magnitudes, _BINS, 0, self.limit)
 
     def widen(self, limit: float) -> None:
         """Merge bins pair by pair until the histogram ends at a limit; powers of two are exact."""
@@ -233,26 +227,22 @@ class _Sums:
 
     def add_rows(self, rows: Tensor) -> None:
         """Count rows [M, K]."""
-        rows = rows if rows.dtype is torch.float64 else rows.float()
-        step = max(1, _NUMBERS // rows.shape[1])
-        for first in range(0, len(rows), step):
-            part = rows[first : first + step]
-            peak = part.abs().amax(0).float()  # twice as fast as amax() and amin()
-            total, squares = part.sum(0).double(), part.square().sum(0).double()
-            if self.rows == 0:
-                self.total, self.squares, self.peak = total, squares, peak
-            else:
-                self.total += total
-                self.squares += squares
-                self.peak = torch.maximum(self.peak, peak)
-            self.rows += len(part)
-            if self._moments:
-                self._wait(part)
+        if self.columns is None:
+            self.columns = ColumnStats(rows.shape[1])
+        self.columns.add(rows if rows.dtype is not torch.float64 else rows.float())
+        self.rows += len(rows)
+        if self._moments:
+            self._wait(rows)
+
+    def finite(self) -> bool:
+        """Whether there was neither NaN nor infinity, nor a square beyond float32."""
+        return self.columns is None or bool(self.columns.sums.isfinite().all())
 
     def _wait(self, rows: Tensor) -> None:
         """Keep rows until there are enough for a product."""
         if self._waiting is None:
-            self._waiting = rows.new_empty(_ROWS, rows.shape[1])
+            dtype = torch.float64 if rows.dtype is torch.float64 else torch.float32
+            self._waiting = rows.new_empty(_ROWS, rows.shape[1], dtype=dtype)
         while len(rows):
             part, rows = rows.tensor_split([_ROWS - self._waiting_rows])
             self._waiting[self._waiting_rows : self._waiting_rows + len(part)] = part
@@ -284,14 +274,18 @@ def _statistics(parts: list[_Sums]) -> Statistics:
     for part in parts:
         part.widen(limit)
     moment = _sum(part.moment for part in parts)
+    columns = [part.columns for part in parts if part.columns is not None]
+    mean, squares = torch.stack([each.sums for each in columns]).sum(0).div(rows).float()
+    bounds = torch.stack([each.bounds for each in columns])
+    low, high = bounds[:, 0].amin(0), bounds[:, 1].amax(0)
     return Statistics(
         rows=rows,
-        mean=torch.stack([part.total for part in parts]).sum(0).div(rows).float(),
-        peak=torch.stack([part.peak for part in parts]).amax(0),
-        squares=torch.stack([part.squares for part in parts]).sum(0).div(rows).float(),
+        mean=mean,
+        peak=torch.maximum(-low, high),
+        squares=squares,
         moment=None if moment is None else moment.div(rows).float(),
-        low=min(part.low for part in parts),
-        high=max(part.high for part in parts),
+        low=float(low.min()),
+        high=float(high.max()),
         histogram=_sum(part.histogram for part in parts),
         limit=limit or 1.0,
     )

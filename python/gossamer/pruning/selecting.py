@@ -92,4 +92,6 @@ def keep_largest(keys: Tensor, count: int) -> Tensor:
     cut = keys.kthvalue(columns - count, dim=1, keepdim=True).values
     keep, equal = keys > cut, keys == cut
     stay = count - keep.sum(1, keepdim=True)
-    return keep.logical_or_(equal & (equal.cumsum(1) <= stay))
+    if bool((equal.sum(1, keepdim=True) > stay).any()):  # otherwise spares a pass in int64
+        equal &= equal.cumsum(1) <= stay
+    return keep.logical_or_(equal)
