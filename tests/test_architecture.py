@@ -90,6 +90,7 @@ ALLOWED = {
         "selection",
         "svd",
     },
+    "distillation": {"_check", "_progress", "calibration", "folding", "formats", "nn", "placing"},
     "recipe": {
         "_check",
         "factorization",
@@ -232,6 +233,7 @@ ALLOWED = {
         "checkpoint",
         "compression",
         "cpu",
+        "distillation",
         "factorization",
         "formats",
         "interop",

@@ -11,11 +11,11 @@ from torch import Tensor, nn
 
 import gossamer as gs
 from gossamer.calibration import Call
+from gossamer.calibration.minibatches import Samples
 from gossamer.folding import from_matrix
 from gossamer.formats import FORMATS, Format
 from gossamer.formats.grids import Grid, fit_grid
 from gossamer.quantization.autoround import AutoRound
-from gossamer.quantization.learned_samples import Samples
 from gossamer.quantization.learned_weight import LearnedWeight
 from gossamer.schemes import Scheme
 
@@ -355,8 +355,8 @@ def test_rows_that_depend_on_each_other_stay_together() -> None:
     block = Centred()
     calls = [Call((torch.randn(4, 3, 16),), {}) for _ in range(2)]
     targets = [block(*call.args).detach() for call in calls]
-    assert len(Samples(block, calls, targets, None, batch=1)) == 2
-    assert len(Samples(block.linear, calls, targets, None, batch=1)) == 8
+    assert len(Samples("test", block, calls, targets, None, batch=1)) == 2
+    assert len(Samples("test", block.linear, calls, targets, None, batch=1)) == 8
 
 
 def test_a_batch_has_512_tokens_if_nothing_is_said() -> None:
@@ -364,7 +364,7 @@ def test_a_batch_has_512_tokens_if_nothing_is_said() -> None:
     for shape, rows in (((8, 128, 16), 4), ((3, 700, 16), 1), ((600, 16), 512)):
         calls = [Call((torch.randn(shape),), {}) for _ in range(2)]
         targets = [block(*call.args).detach() for call in calls]
-        batch = next(Samples(block, calls, targets, None, None).batches(0))
+        batch = next(Samples("test", block, calls, targets, None, None).batches(0))
         assert sum(len(sample.target) for sample in batch) == rows
 
 

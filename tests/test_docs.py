@@ -34,6 +34,7 @@ MODULES = [
     "gossamer.calibration.stream",
     "gossamer.calibration.text",
     "gossamer.checkpoint.writing",
+    "gossamer.distillation.tuning",
     "gossamer.factorization.correction",
     "gossamer.factorization.factorize",
     "gossamer.formats",

@@ -8,6 +8,7 @@ from . import cpu, formats, interop, kernels, nn, pruning, quantization, schemes
 from .calibration import text_batches
 from .checkpoint import save
 from .compression import compress
+from .distillation import tune_scales
 from .factorization import LowRankCorrection, factorize
 from .interop import write_compressed_tensors
 from .loading import load
@@ -46,6 +47,7 @@ __all__ = [
     "schemes",
     "text_batches",
     "truncated_svd",
+    "tune_scales",
     "write_compressed_tensors",
 ]
 __version__ = "0.1.0"

@@ -35,6 +35,8 @@ class Method:
         Who does it.
     calibrated
         Whether text is looked at.
+    tuned
+        Whether scales are learned at last, by :func:`gossamer.tune_scales`.
     """
 
     group: str
@@ -42,6 +44,7 @@ class Method:
     steps: tuple[Step, ...] = ()
     tool: str = OURS
     calibrated: bool = False
+    tuned: bool = False
 
     @property
     def full_name(self) -> str:
@@ -87,9 +90,11 @@ def _pruning(group: str, sparsity: float | None, pattern: str | None = None) -> 
 
 
 _WEIGHTS = ["rtn", "hqq", "awq", "gptq", ("awq", "gptq"), "autoround", ("awq", "autoround")]
+_INT4 = ("int4-g64", "int4-per-channel")
 _SPARSEGPT = Prune(0.5, method="sparsegpt")
 _GPTQ = Quantize("int4-g64", activations=EXACT, method="gptq")
 _RTN = Quantize("int4-g64", activations=EXACT)
+_LEARNED = {scheme: Quantize(scheme, activations=EXACT, method="autoround") for scheme in _INT4}
 _OWL = Prune(0.5, method="wanda", allocation="owl")
 # Layers that lose more than 1.5 % by rounding x multiply it as it is.
 _SOME_EXACT = Quantize("int8", method=(SmoothQuant(exact_above=0.015), "gptq"))
@@ -103,6 +108,11 @@ METHODS: tuple[Method, ...] = (
     *_rounding("int8-g32", ["rtn"], "int8-group"),
     *_rounding("int4-g64", _WEIGHTS),
     *_rounding("int4-per-channel", _WEIGHTS),
+    Method("int4-g64", "gptq, scales tuned", (_GPTQ,), calibrated=True, tuned=True),
+    *(
+        Method(scheme, "autoround, scales tuned", (step,), calibrated=True, tuned=True)
+        for scheme, step in _LEARNED.items()
+    ),
     *_rounding("int4-g64-asym", ["rtn", "hqq", "gptq"]),
     *_rounding("nf4", ["rtn", "gptq"]),
     *_pruning("50 % zeros", 0.5),

@@ -8,6 +8,7 @@ stand in the row of the dense model, so that both can be told apart.
 
 from __future__ import annotations
 
+import copy
 import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
@@ -129,13 +130,17 @@ def _compressed(
         return model
     if method.tool != OURS:
         return compressors.compress(model, tokenizer, method, batches, subject.ignore)
-    return gs.compress(
+    dense = copy.deepcopy(model) if method.tuned else None
+    compressed = gs.compress(
         model,
         list(method.steps),
         ignore=list(subject.ignore) or None,
         calibration=batches if method.calibrated else None,
         progress=False,
     )
+    if dense is not None:
+        gs.tune_scales(compressed, dense, batches, progress=False)
+    return compressed
 
 
 def _head(subject: str, method: Method, settings: QualitySettings) -> Row:

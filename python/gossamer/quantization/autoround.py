@@ -10,9 +10,9 @@ import torch
 from torch import Tensor, nn
 
 from ..calibration import Call, Statistics, evaluating
+from ..calibration.minibatches import Samples
 from ..formats import Format
 from .learned_block import Layers, LearnedBlock, measure, parameter_names
-from .learned_samples import Samples
 
 _TRAVEL = 0.7  # steps of the scale that V could go at the first rate
 _LARGEST_RATE = 0.02
@@ -144,7 +144,7 @@ class AutoRound:
         """
         parameter_names(block, layers)
         with evaluating(block):
-            samples = Samples(block, calls, targets, masks, self.batch)
+            samples = Samples("AutoRound.learn", block, calls, targets, masks, self.batch)
             if statistics is None:
                 statistics = measure(block, layers, samples.first(_MEASURED))
             learned = LearnedBlock(block, layers, keep or {}, statistics, self.clip)

@@ -13,13 +13,13 @@ from .. import _check
 from ..calibration import Statistics
 from ..calibration.calls import first_tensor
 from ..calibration.known import squares_of
+from ..calibration.minibatches import Sample
 from ..calibration.precision import in_bf16
 from ..calibration.statistics import Gathering
 from ..folding import from_matrix, to_matrix
 from ..formats import Format
 from ..formats.grids import fit_grid
 from ..schemes import Scheme
-from .learned_samples import Sample
 from .learned_weight import LearnedWeight
 from .rounding import checked, masked
 

@@ -9,11 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..calibration import Call
-from ..calibration.calls import first_tensor
+from .calls import Call, first_tensor
 
-_FUNCTION = "AutoRound.learn"
-_TOKENS = 512  # in a step, where nothing is said about that
 _TOLERANCE = 1e-3  # of outputs of a sample alone, relative to those in its batch
 
 
@@ -43,7 +40,7 @@ class Sample:
 class Samples:
     """The rows of all calls, cut into pieces of at most `batch` rows of one call.
 
-    A batch of None is what has 512 tokens.
+    A batch of None is what has `tokens` tokens; ``batch`` tells.
 
     Where rows of a call do not go through the block apart from each other, a call is one piece.
 
@@ -54,15 +51,17 @@ class Samples:
 
     def __init__(
         self,
+        function: str,
         block: nn.Module,
         calls: Sequence[Call],
         targets: Sequence[Tensor],
         masks: Sequence[Tensor | None] | None,
         batch: int | None,
+        tokens: int = 512,
     ) -> None:
-        _check(calls, targets)
-        batch = _usual_batch(targets) if batch is None else batch
-        self._calls, self._targets, self._batch = calls, targets, batch
+        _check(function, calls, targets)
+        batch = _rows_with(tokens, targets) if batch is None else batch
+        self._calls, self._targets, self.batch = calls, targets, batch
         given = masks or [None] * len(calls)
         self._masks = [_mask(call, mask) for call, mask in zip(calls, given, strict=True)]
         whole = not all(_separable(block, call) for call in _one_of_each_size(calls))
@@ -86,13 +85,13 @@ class Samples:
             for piece in torch.randperm(len(self), generator=generator).tolist():
                 chosen.append(self.sample(piece))
                 rows += len(chosen[-1].target)
-                if rows >= self._batch:
+                if rows >= self.batch:
                     yield chosen
                     chosen, rows = [], 0
 
     def first(self, rows: int) -> list[Sample]:
         """As many of the pieces, from all over the calls, as have so many rows."""
-        step = max(1, len(self) * self._batch // rows)
+        step = max(1, len(self) * self.batch // rows)
         return [self.sample(piece) for piece in range(0, len(self), step)]
 
     def sample(self, piece: int) -> Sample:
@@ -126,23 +125,23 @@ class Samples:
         return float(tokens.median()) if len(tokens) else 1.0
 
 
-def _check(calls: Sequence[Call], targets: Sequence[Tensor]) -> None:
+def _check(function: str, calls: Sequence[Call], targets: Sequence[Tensor]) -> None:
     if not calls or len(calls) != len(targets):
         raise ValueError(
-            f"{_FUNCTION}: targets: got {len(targets)} for {len(calls)} calls, wanted one for each "
+            f"{function}: targets: got {len(targets)} for {len(calls)} calls, wanted one for each "
             "of at least one call"
         )
     for index, (call, target) in enumerate(zip(calls, targets, strict=True)):
         for name, tensor in (("calls", call.args[0]), ("targets", target)):
             if not torch.stack(tensor.aminmax()).isfinite().all():
-                raise ValueError(f"{_FUNCTION}: {name}: NaN or infinity in number {index}")
+                raise ValueError(f"{function}: {name}: NaN or infinity in number {index}")
 
 
-def _usual_batch(targets: Sequence[Tensor]) -> int:
-    """How many samples have 512 tokens: more steps pay more than larger ones."""
+def _rows_with(wanted: int, targets: Sequence[Tensor]) -> int:
+    """How many samples have so many tokens."""
     rows = sum(len(target) for target in targets)
     tokens = sum(target.select(1 if target.dim() == 4 else -1, 0).numel() for target in targets)
-    return max(1, rows * _TOKENS // max(tokens, 1))
+    return max(1, rows * wanted // max(tokens, 1))
 
 
 def _mask(call: Call, mask: Tensor | None) -> Tensor | None:
