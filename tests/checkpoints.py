@@ -16,6 +16,23 @@ from gossamer.checkpoint import load, manifest, save
 from .random_weights import numbers
 
 
+def mlp() -> nn.Module:
+    return nn.Sequential(nn.Linear(40, 48), nn.ReLU(), nn.Linear(48, 24), nn.LayerNorm(24))
+
+
+def cnn() -> nn.Module:
+    return nn.Sequential(
+        nn.Conv2d(4, 8, 3, padding="same"),
+        nn.BatchNorm2d(8),
+        nn.Conv2d(8, 8, (3, 1), stride=2, padding=(1, 0), groups=8, bias=False),
+        nn.Conv2d(8, 16, 1, padding_mode="reflect"),
+        nn.ConvTranspose2d(16, 6, 3, stride=2, output_padding=1, groups=2),
+        nn.Flatten(2),
+        nn.Conv1d(6, 6, 3, dilation=2),
+        nn.ConvTranspose1d(6, 4, 4, stride=2, padding=1),
+    )
+
+
 def through_files(model: nn.Module, target: nn.Module | None, folder: Path, **settings: Any) -> Any:
     """Save a model and load it again; the files are those of one call."""
     save(model, folder, **settings)
