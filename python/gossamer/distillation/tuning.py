@@ -26,7 +26,7 @@ _BETAS = (0.9, 0.95)
 _EPSILON = 1e-30  # gradients of one scale may be that small
 _LARGEST_RATE = 0.1
 _TOKENS = 1024  # in a step
-_CHECKED = 8  # samples that tell whether tuning helped
+_CHECKED = 4  # samples that tell whether tuning helped
 
 
 @dataclass(frozen=True)
