@@ -96,8 +96,8 @@ _GPTQ = Quantize("int4-g64", activations=EXACT, method="gptq")
 _RTN = Quantize("int4-g64", activations=EXACT)
 _LEARNED = {scheme: Quantize(scheme, activations=EXACT, method="autoround") for scheme in _INT4}
 _OWL = Prune(0.5, method="wanda", allocation="owl")
-# Layers that lose more than 1.5 % by rounding x multiply it as it is.
-_SOME_EXACT = Quantize("int8", method=(SmoothQuant(exact_above=0.015), "gptq"))
+# Layers that lose more than 1 % by rounding x multiply it as it is.
+_SOME_EXACT = Quantize("int8", method=(SmoothQuant(exact_above=0.01), "gptq"))
 
 METHODS: tuple[Method, ...] = (
     Method("dense", DENSE),

@@ -18,7 +18,7 @@ from ..placing import is_packed
 # Each weight is a level times a scale of its row and group, which may be any number.
 _TUNABLE = (Int8, Int4, NF4, FP4, SparseInt8, SparseInt4)
 _FACTORS = (0.5, 1.5)
-_ELEMENTS = 1 << 17  # at a time: they stay in the cache between operations
+_ELEMENTS = 1 << 20  # at a time
 
 
 class TunedWeight:
