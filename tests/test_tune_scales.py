@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -13,6 +14,7 @@ from torch import Tensor, nn
 import gossamer as gs
 from gossamer.calibration.minibatches import Sample
 from gossamer.distillation.predictions import Distance
+from gossamer.distillation.resuming import Kept
 from gossamer.distillation.tuned_weights import TunedWeight
 from gossamer.folding import to_matrix
 
@@ -197,6 +199,55 @@ def test_interrupted_the_student_is_as_it_was(monkeypatch: pytest.MonkeyPatch) -
     with pytest.raises(KeyboardInterrupt):
         gs.tune_scales(student, teacher, [x], batch=8)
     assert all(torch.equal(tensor, before[name]) for name, tensor in student.state_dict().items())
+
+
+SETTINGS: dict[str, Any] = {"batch": 8, "epochs": 2, "learning_rate": 1e-2}
+
+
+class TestResume:
+    @pytest.fixture(autouse=True)
+    def every_step(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr("gossamer.distillation.resuming._SECONDS", 0.0)
+
+    def interrupted_at(self, step: int, monkeypatch: pytest.MonkeyPatch) -> None:
+        class Interrupted(Kept):
+            def save(self, steps: int, *args: Any, **kwargs: Any) -> None:
+                super().save(steps, *args, **kwargs)
+                if steps == step:
+                    raise KeyboardInterrupt
+
+        monkeypatch.setattr("gossamer.distillation.tuning.Kept", Interrupted)
+
+    @pytest.mark.parametrize("step", [1, 5, 16])
+    def test_to_the_same_result(
+        self, step: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        teacher, x = mlp(), torch.randn(64, 72)
+        whole = gs.compress(copy.deepcopy(teacher), "int4-g32")
+        student = copy.deepcopy(whole)
+        gs.tune_scales(whole, teacher, [x], **SETTINGS)
+        file = tmp_path / "tuning"
+        with monkeypatch.context() as patched:
+            self.interrupted_at(step, patched)
+            with pytest.raises(KeyboardInterrupt):
+                gs.tune_scales(student, teacher, [x], resume=file, **SETTINGS)
+        assert [path.name for path in tmp_path.iterdir()] == ["tuning"]
+        gs.tune_scales(student, teacher, [x], resume=file, **SETTINGS)
+        wanted = whole.state_dict()
+        assert all(torch.equal(t, wanted[name]) for name, t in student.state_dict().items())
+
+    def test_other_work_and_damage(self, tmp_path: Path) -> None:
+        teacher, x = mlp(), torch.randn(64, 72)
+        student = gs.compress(copy.deepcopy(teacher), "int4-g32")
+        file = tmp_path / "tuning"
+        gs.tune_scales(copy.deepcopy(student), teacher, [x], resume=file, **SETTINGS)
+        with pytest.raises(ValueError, match="was begun with other"):
+            gs.tune_scales(student, teacher, [x + 1], resume=file, **SETTINGS)
+        with pytest.raises(ValueError, match="was begun with other"):
+            gs.tune_scales(student, teacher, [x], resume=file, seed=4, **SETTINGS)
+        file.write_bytes(file.read_bytes()[:-9])
+        with pytest.raises(ValueError, match="is damaged"):
+            gs.tune_scales(student, teacher, [x], resume=file, **SETTINGS)
 
 
 class TestRefused:

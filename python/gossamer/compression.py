@@ -11,6 +11,7 @@ from torch import nn
 
 from . import selection
 from .calibration import Batches, sized
+from .calibration.fingerprint import fingerprint
 from .decisions import Decisions, Overrides, Request, Steps, decide
 from .factorization.correction import LayerCorrection
 from .fits import LayerFit
@@ -19,7 +20,7 @@ from .fitting_layers import Fitting
 from .fusion import fuse as fuse_layers
 from .placing import disable_transformer_fast_path, is_packed
 from .replacing import REPLACEMENTS, Replacing, replace_all
-from .resuming import Finished, fingerprint
+from .resuming import Finished
 from .selection import KeptDense, Patterns
 from .sparse_choice import Batch
 

@@ -3,16 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 import json
-import zlib
-from collections.abc import Collection, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
-
-import torch
-from torch import Tensor, nn
-from torch.utils._pytree import tree_flatten
 
 from . import checkpoint
 from .calibration import Block
@@ -89,27 +83,6 @@ def _lists(fitting: Fitting) -> list[tuple[Any, list[Any]]]:
         (LayerCorrection, replacing.corrections),
         (LayerFit, fitting.results),
     ]
-
-
-def fingerprint(model: nn.Module, recipes: Mapping[str, Any], batches: Collection[Any]) -> str:
-    """Of everything that decides what compress() makes."""
-    sums = hashlib.sha256()
-    for name, recipe in recipes.items():
-        sums.update(f"{name} {recipe!r}\n".encode())
-    for name, tensor in model.state_dict().items():
-        sums.update(f"{name} {_checksum(tensor)}\n".encode())
-    for batch in batches:
-        leaves, shape = tree_flatten(batch)
-        sums.update(repr(shape).encode())
-        for leaf in leaves:
-            value = _checksum(leaf) if isinstance(leaf, Tensor) else repr(leaf)
-            sums.update(f"{value}\n".encode())
-    return sums.hexdigest()
-
-
-def _checksum(tensor: Tensor) -> str:
-    data: Any = tensor.detach().contiguous().view(-1).view(torch.uint8).numpy()
-    return f"{tensor.dtype} {tuple(tensor.shape)} {zlib.crc32(data)}"
 
 
 def _read(file: Path) -> dict[str, Any]:

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import math
+import os
 import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 from torch import Tensor, nn
@@ -15,10 +17,12 @@ from .. import _check
 from .._progress import Progress
 from ..calibration import Batches, Call, evaluating, sized
 from ..calibration.batches import token_mask
+from ..calibration.fingerprint import fingerprint
 from ..calibration.minibatches import Sample, Samples
 from ..calibration.precision import in_bf16
 from ..folding import to_matrix
 from .predictions import Distance, body_of, calls_of, head_of, hidden
+from .resuming import Kept
 from .tuned_weights import counterparts
 
 _FUNCTION = "tune_scales"
@@ -60,6 +64,7 @@ def tune_scales(
     batch: int | None = None,
     learning_rate: float = 1e-3,
     seed: int = 0,
+    resume: str | os.PathLike[str] | None = None,
     progress: bool | None = None,
 ) -> Tuned:
     """Tune the scales of a quantized model until it predicts what the dense one does.
@@ -91,6 +96,9 @@ def tune_scales(
         half cosine.
     seed : int
         Of the order of the samples.
+    resume : str or path, optional
+        A file in which the state is kept every minute, so that the same call goes on there after
+        an interruption, to the same result. It may be deleted at the end.
     progress : bool, optional
         Show a bar on stderr: True, False, or where it is a terminal, after a second (None).
 
@@ -103,7 +111,8 @@ def tune_scales(
     ------
     ValueError, TypeError
         For a setting out of its range; a student that is not the teacher compressed, or has nothing
-        to tune; a calibration without a batch, or with outputs that are NaN or infinity.
+        to tune; a calibration without a batch, or with outputs that are NaN or infinity; a `resume`
+        that is of other work, or damaged.
 
     Notes
     -----
@@ -136,6 +145,11 @@ def tune_scales(
     batches = list(sized(_FUNCTION, calibration))
     body = body_of(teacher)
     calls = calls_of(_FUNCTION, body, batches)
+    kept = Kept(None)
+    if resume is not None:
+        settings = {_FUNCTION: (epochs, batch, learning_rate, seed)}
+        both = (fingerprint(model, settings, batches) for model in (student, teacher))
+        kept = Kept(Path(resume), " ".join(both))
     linears = [module for module in body.modules() if isinstance(module, nn.Linear)]
     with evaluating(teacher):
         model = _Student(body, body_of(student), bool(linears) and in_bf16(linears))
@@ -147,30 +161,48 @@ def tune_scales(
         checked = samples.first(_CHECKED)
         before = model.loss(checked)
         steps = max(1, epochs * sum(map(len, targets)) // samples.batch)
-        _descend(model, samples.batches(seed), steps, learning_rate, progress)
+        schedule = _Schedule(steps, float(learning_rate), kept)
+        _descend(model, samples.batches(seed), schedule, progress)
         after = model.loss(checked)
     if after < before:
         model.store()
     return Tuned(len(model.tuned), steps, before, after, time.perf_counter() - start)
 
 
+@dataclass(frozen=True)
+class _Schedule:
+    """How many steps, how far the first one may go, and where they are kept."""
+
+    steps: int
+    learning_rate: float
+    kept: Kept
+
+    def rate(self, step: int) -> float:
+        """Of a step, which begin at 0: a half cosine."""
+        return self.learning_rate * (1 + math.cos(math.pi * step / self.steps)) / 2
+
+
 def _descend(
     model: _Student,
     batches: Iterator[list[Sample]],
-    steps: int,
-    learning_rate: float,
+    schedule: _Schedule,
     progress: bool | None,
 ) -> None:
     factors = [weight.factors for weight in model.tuned.values()]
-    optimizer = torch.optim.Adam(factors, learning_rate, _BETAS, _EPSILON, fused=True)
-    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
-    with Progress("tuning scales", steps, progress) as shown:
-        for _ in range(steps):
+    optimizer = torch.optim.Adam(factors, schedule.learning_rate, _BETAS, _EPSILON)
+    done = schedule.kept.load(factors, optimizer)
+    for _ in range(done):
+        next(batches)
+    with Progress("tuning scales", schedule.steps, progress) as shown:
+        shown.advance(done)
+        while done < schedule.steps:
             model.backward(next(batches))
+            optimizer.param_groups[0]["lr"] = schedule.rate(done)
             optimizer.step()
-            schedule.step()
             for weight in model.tuned.values():
                 weight.clamp()
+            done += 1
+            schedule.kept.save(done, factors, optimizer, now=done == schedule.steps)
             shown.advance(1)
 
 
