@@ -18,7 +18,7 @@ from gossamer.distillation.resuming import Kept
 from gossamer.distillation.tuned_weights import TunedWeight
 from gossamer.folding import to_matrix
 
-from .calibration_models import VOCABULARY, llama
+from .calibration_models import VOCABULARY, bert, gemma, gpt2, llama
 
 
 def mlp() -> nn.Module:
@@ -126,6 +126,18 @@ class TestLanguageModel:
         ids = batches[0]["input_ids"]
         with torch.no_grad():
             assert torch.equal(gs.load(tmp_path / "tuned")(ids).logits, student(ids).logits)
+
+
+@pytest.mark.parametrize("make", [bert, gpt2, gemma])
+def test_other_architectures(make: Any) -> None:
+    """A pooler that the hidden states do not depend on; Conv1D; logits with a soft cap."""
+    torch.manual_seed(0)
+    teacher = make().eval()
+    ids = torch.randint(0, VOCABULARY, (32, 16))
+    scheme = gs.Quantize("int4-g32", activations="exact")
+    student = gs.compress(copy.deepcopy(teacher), scheme, ignore=nn.Embedding)
+    found = gs.tune_scales(student, teacher, ids.split(8), batch=2, epochs=2, learning_rate=3e-3)
+    assert found.after < found.before
 
 
 def test_convolutions() -> None:

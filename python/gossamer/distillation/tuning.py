@@ -279,7 +279,13 @@ class _Student:
                 value, direction = self._distance(outputs, sample)
             if not math.isfinite(value):
                 raise ValueError(f"{_FUNCTION}: calibration: some predictions are NaN or infinity")
-            found = torch.autograd.grad(outputs, list(weights.values()), direction)
+            found = torch.autograd.grad(  # some may have no part in it, such as a pooler
+                outputs,
+                list(weights.values()),
+                direction,
+                allow_unused=True,
+                materialize_grads=True,
+            )
             sums = [a.add_(b) for a, b in zip(sums, found, strict=True)] if sums else list(found)
         for (name, weight), gradient in zip(self.tuned.items(), sums, strict=True):
             weight.factors.grad = weight.gradient(to_matrix(self._twins[name], gradient))
