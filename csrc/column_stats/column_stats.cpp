@@ -17,7 +17,7 @@ void add_column_stats(const ColumnStats& stats, Isa isa, int threads) {
     const double numbers = static_cast<double>(stats.M) * static_cast<double>(stats.K);
     const int useful = useful_threads({numbers * static_cast<double>(size_bytes(stats.x_dtype)), numbers * 4, 20e3}, threads);
     parallel(useful, [&](Team team) {
-        const Range part = split_range((stats.K + kColumns - 1) / kColumns, team.rank, team.size);
+        const Range part = split_range(ceil_div(stats.K, kColumns), team.rank, team.size);
         kernels.add(stats, part.begin * kColumns, std::min(part.end * kColumns, stats.K));
     });
 }

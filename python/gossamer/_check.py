@@ -143,6 +143,12 @@ def input_scale(function: str, value: float | None) -> float | None:
     return float(value)
 
 
+def whole_number(function: str, name: str, value: object, least: int) -> None:
+    """The argument must be an int from `least` on."""
+    if not isinstance(value, int) or isinstance(value, bool) or value < least:
+        raise ValueError(f"{function}: {name}: got {value!r}, wanted a whole number >= {least}")
+
+
 def threads(function: str, value: int | None) -> int:
     """The number of threads to use: the argument, or torch's number where it is None."""
     if value is None:

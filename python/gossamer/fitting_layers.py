@@ -198,19 +198,17 @@ def round_and_pack(item: Ready, statistics: Statistics | None, fitting: Fitting)
         fitting.replacing.moments[id(layer)] = moment
     finish(prepared, fitting.replacing)
     error = None
-    if moment is not None or recipe.corrects_bias:
+    if statistics is not None and (moment is not None or recipe.corrects_bias):
         error = _compare(layer.module, original.float(), statistics, recipe)
     fitting.results.append(LayerFit(layer.names[0], method, error))
 
 
-def _compare(new: Any, W: Tensor, statistics: Statistics | None, recipe: Recipe) -> float | None:
+def _compare(new: Any, W: Tensor, statistics: Statistics, recipe: Recipe) -> float | None:
     """Correct the bias of a new layer by what it makes of W, and tell the error of its outputs."""
     stored = new.quantized().dequantize() if is_packed(new) else matrix(new).float()
     E = W - stored
     if is_packed(new):
         new.weight_error = root(squared_norm(E), squared_norm(W))
-    if statistics is None:
-        return None
     if recipe.corrects_bias and new.bias is not None:
         with torch.no_grad():
             new.bias.copy_(corrected_bias(W, stored, new.bias, statistics.mean))

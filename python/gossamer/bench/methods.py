@@ -90,11 +90,13 @@ def _pruning(group: str, sparsity: float | None, pattern: str | None = None) -> 
 
 
 _WEIGHTS = ["rtn", "hqq", "awq", "gptq", ("awq", "gptq"), "autoround", ("awq", "autoround")]
-_INT4 = ("int4-g64", "int4-per-channel")
 _SPARSEGPT = Prune(0.5, method="sparsegpt")
 _GPTQ = Quantize("int4-g64", activations=EXACT, method="gptq")
 _RTN = Quantize("int4-g64", activations=EXACT)
-_LEARNED = {scheme: Quantize(scheme, activations=EXACT, method="autoround") for scheme in _INT4}
+_LEARNED = tuple(
+    Quantize(scheme, activations=EXACT, method="autoround")
+    for scheme in ("int4-g64", "int4-per-channel")
+)
 _OWL = Prune(0.5, method="wanda", allocation="owl")
 # Layers that lose more than 1 % by rounding x multiply it as it is.
 _SOME_EXACT = Quantize("int8", method=(SmoothQuant(exact_above=0.01), "gptq"))
@@ -110,8 +112,8 @@ METHODS: tuple[Method, ...] = (
     *_rounding("int4-per-channel", _WEIGHTS),
     Method("int4-g64", "gptq, scales tuned", (_GPTQ,), calibrated=True, tuned=True),
     *(
-        Method(scheme, "autoround, scales tuned", (step,), calibrated=True, tuned=True)
-        for scheme, step in _LEARNED.items()
+        Method(step.scheme, "autoround, scales tuned", (step,), calibrated=True, tuned=True)
+        for step in _LEARNED
     ),
     *_rounding("int4-g64-asym", ["rtn", "hqq", "gptq"]),
     *_rounding("nf4", ["rtn", "gptq"]),

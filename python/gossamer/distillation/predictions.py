@@ -26,10 +26,9 @@ def body_of(model: nn.Module) -> nn.Module:
 
 def calls_of(function: str, body: nn.Module, batches: Sequence[Any]) -> list[Call]:
     """The batches as calls of the body, with the tensor that counts samples first."""
-    found = []
+    found, known = [], inspect.signature(body.forward).parameters
     for batch in batches:
         args, kwargs = arguments(function, batch)
-        known = inspect.signature(body.forward).parameters
         call = hidden_first(body, args, {k: v for k, v in kwargs.items() if k in known})
         if call is None:
             raise TypeError(

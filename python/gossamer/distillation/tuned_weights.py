@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..folding import from_matrix
+from ..folding import from_matrix, to_matrix
 from ..formats import FP4, NF4, Format, Int4, Int8, SparseInt4, SparseInt8
 from ..formats.groups import in_groups
 from ..nn.packed_module import PackedModule
@@ -28,15 +28,16 @@ class TunedWeight:
     ----------
     layer : nn.Module
         The packed one.
+    weight : Format
+        What it holds.
     dense : nn.Module
         Its twin in the dense model, which tells the layout.
     dtype : torch.dtype
         That Ŵ is computed with.
     """
 
-    def __init__(self, layer: Any, dense: nn.Module, dtype: torch.dtype) -> None:
+    def __init__(self, layer: Any, weight: Format, dense: nn.Module, dtype: torch.dtype) -> None:
         self._layer, self._dense, self._dtype = layer, dense, dtype
-        weight = layer.quantized()
         self._K = weight.shape[1]
         self._group_size = weight.group_size
         # Float32: bf16 times a factor near 1 would round back to itself.
@@ -51,8 +52,9 @@ class TunedWeight:
         matrix = out.flatten(1)[:, : self._K]
         return from_matrix(self._dense, matrix, self._dense.get_parameter("weight").shape)
 
-    def gradient(self, by_matrix: Tensor) -> Tensor:
-        """The gradient of the factors, from that of Ŵ as [N, K]."""
+    def gradient(self, by_weight: Tensor) -> Tensor:
+        """The gradient of the factors, from that of Ŵ in the layout of the dense layer."""
+        by_matrix = to_matrix(self._dense, by_weight)
         out = torch.empty_like(self.factors)
         for rows in self._chunks():
             parts = in_groups(by_matrix[rows], self._group_size)
@@ -97,7 +99,7 @@ def counterparts(
                 continue
             weight = _weight(function, layer, full)
             if isinstance(layer, PackedModule) and isinstance(weight, _TUNABLE):
-                tuned[full] = TunedWeight(layer, dense, dtype)
+                tuned[full] = TunedWeight(layer, weight, dense, dtype)
             else:
                 fixed[full] = from_matrix(dense, weight.dequantize(), parameter.shape)
     return tuned, fixed

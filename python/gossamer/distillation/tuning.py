@@ -20,7 +20,6 @@ from ..calibration.batches import token_mask
 from ..calibration.fingerprint import fingerprint
 from ..calibration.minibatches import Sample, Samples
 from ..calibration.precision import in_bf16
-from ..folding import to_matrix
 from .predictions import Distance, body_of, calls_of, head_of, hidden
 from .resuming import Kept
 from .tuned_weights import counterparts
@@ -220,11 +219,7 @@ def _check_settings(
             f"{_FUNCTION}: teacher: is the student itself, wanted the model as it was before"
         )
     for name, (value, least) in whole.items():
-        if not isinstance(value, int) or isinstance(value, bool) or value < least:
-            raise ValueError(
-                f"{_FUNCTION}: {name}: got {_check.describe(value)}, wanted a whole number >= "
-                f"{least}"
-            )
+        _check.whole_number(_FUNCTION, name, value, least)
     if not isinstance(learning_rate, int | float) or not 0 < learning_rate <= _LARGEST_RATE:
         raise ValueError(
             f"{_FUNCTION}: learning_rate: got {_check.describe(learning_rate)}, wanted a number "
@@ -241,7 +236,6 @@ class _Student:
         self.tuned, self._fixed = counterparts(_FUNCTION, body, compressed, dtype)
         if not self.tuned:
             raise ValueError(f"{_FUNCTION}: student: has no layer whose scales can be tuned")
-        self._twins = {name: body.get_submodule(name.rpartition(".")[0]) for name in self.tuned}
         self._distance = Distance(None)
 
     @torch.no_grad()
@@ -287,8 +281,8 @@ class _Student:
                 materialize_grads=True,
             )
             sums = [a.add_(b) for a, b in zip(sums, found, strict=True)] if sums else list(found)
-        for (name, weight), gradient in zip(self.tuned.items(), sums, strict=True):
-            weight.factors.grad = weight.gradient(to_matrix(self._twins[name], gradient))
+        for weight, gradient in zip(self.tuned.values(), sums, strict=True):
+            weight.factors.grad = weight.gradient(gradient)
 
     def store(self) -> None:
         """Give the compressed model its new scales."""

@@ -17,11 +17,5 @@ def above_zero(function: str, name: str, value: object) -> None:
         raise ValueError(f"{function}: {name}: got {value!r}, wanted a number above 0")
 
 
-def count(function: str, name: str, value: object) -> None:
-    """The argument must be a whole number from 0."""
-    if not isinstance(value, int) or isinstance(value, bool) or value < 0:
-        raise ValueError(f"{function}: {name}: got {value!r}, wanted a whole number >= 0")
-
-
 def _is_number(value: object) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool)

@@ -8,12 +8,13 @@ from typing import TYPE_CHECKING, ClassVar
 
 from torch import Tensor
 
+from .. import _check
 from ..calibration.known import factor_of
 from ..calibration.obs import Factor, Select, update
 from ..calibration.statistics import Statistics
 from ..formats.grids import Grid
 from ..formats.groups import finite_matrix
-from .arguments import above_zero, count
+from .arguments import above_zero
 from .patterns import block_keys, over_weights
 from .pruned import Pruned
 from .refining import refined
@@ -84,7 +85,7 @@ class SparseGPT:
 
     def __post_init__(self) -> None:
         above_zero("SparseGPT", "damping", self.damping)
-        count("SparseGPT", "iterations", self.iterations)
+        _check.whole_number("SparseGPT", "iterations", self.iterations, 0)
 
     def prune(
         self,

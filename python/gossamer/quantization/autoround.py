@@ -9,6 +9,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
+from .. import _check
 from ..calibration import Call, Statistics, evaluating
 from ..calibration.minibatches import Samples
 from ..formats import Format
@@ -86,12 +87,8 @@ class AutoRound:
     def __post_init__(self) -> None:
         for argument, least in (("iterations", 1), ("batch", 1), ("seed", 0)):
             value = getattr(self, argument)
-            if argument == "batch" and value is None:
-                continue
-            if not isinstance(value, int) or isinstance(value, bool) or value < least:
-                raise ValueError(
-                    f"AutoRound: {argument}: got {value!r}, wanted a whole number >= {least}"
-                )
+            if argument != "batch" or value is not None:
+                _check.whole_number("AutoRound", argument, value, least)
         rate = self.learning_rate
         if rate is not None and not (isinstance(rate, int | float) and 0 < rate <= 1):
             raise ValueError(f"AutoRound: learning_rate: got {rate!r}, wanted a number in (0, 1]")
